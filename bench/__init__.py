@@ -1,0 +1,1 @@
+"""Measurements: each module states its question and prints its figures."""

@@ -1,0 +1,261 @@
+"""Does training here follow PyKinML's, number by number?
+
+    python -m bench.parity RUN --data DIR [--tolerance 1e-6] [--force-path jacobian]
+
+RUN is the `.json` of a reference run (its `.npz` beside it: starting weights and self energies); DIR holds its databases. The run is
+replayed from the same weights over the same batches. The last line is the largest relative difference over every metric of every epoch;
+the exit code is 1 where it is above the tolerance.
+
+PyKinML 1.1.2 has a fault in batches of mixed sizes: it pads each structure's list of Jacobians to the most atoms of an element in the set, but
+not the list of dE/dAEV that it multiplies with them, so that most atoms meet the Jacobian of another one (`MisalignedJacobians`). The
+reference runs on mixed sizes hold that fault, and following them means to repeat it, here and nowhere else. `--right-jacobians` does not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import typer
+
+from pykinml_func.config import AEVConfig, ModelConfig, build_config
+from pykinml_func.data.batching import Packer, Source
+from pykinml_func.data.database import find_databases, read_databases
+from pykinml_func.data.elements import composition, species_of
+from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.errors import PyKinMLError
+from pykinml_func.training.metrics import add_sums, summary
+from pykinml_func.training.optimizers import adam
+from pykinml_func.training.schedules import PlateauState, reduce_on_plateau
+from pykinml_func.training.step import build_eval_step, build_train_step
+from pykinml_func.types import Batch, Features, Networks, Params, Pullback, Structures, TrainState
+
+ForcePath = Literal["jacobian", "positions"]
+_METRICS = {"L1": "mae", "L2": "rmse", "Linf": "max"}
+
+
+class Reference(NamedTuple):
+    """A reference run and its settings under our names."""
+
+    settings: dict[str, Any]
+    ids: dict[str, list[str]]
+    epochs: list[dict[str, float]]
+    networks: Networks
+    self_energies: np.ndarray
+
+
+class MisalignedJacobians(NamedTuple):
+    """Features whose dE/dAEV meet the Jacobians that PyKinML gives them.
+
+    The gradient of packed atom j is pulled back as if it were that of atom `partner[j]`, and what comes out is booked on the atoms of
+    j's structure that have the partner's structure's places. Partners sit in an earlier structure of the batch, `lag` of them back.
+    """
+
+    features: Features
+    partner: torch.Tensor
+    """(S*N,) packed atom whose Jacobian is used"""
+    weight: torch.Tensor
+    """(lags, S*N) 1 where the partner's structure is `lag` before the atom's own; 0 everywhere for padding"""
+    place: torch.Tensor
+    """(S*N,) of an atom among the M*n of (structure, place in structure); M*n for padding"""
+    n_structures: int
+    largest: int
+
+    def aevs_and_pullback(self, config: AEVConfig) -> tuple[torch.Tensor, Pullback]:
+        """The right AEVs, and the pullback with Jacobians out of line."""
+        aevs, pull = self.features.aevs_and_pullback(config)
+        n_places = self.n_structures * self.largest
+
+        def misaligned(gradient: torch.Tensor) -> torch.Tensor:
+            flat = gradient.flatten(0, 1)
+            total = flat.new_zeros(n_places, 3)
+            for lag, weight in enumerate(self.weight):
+                moved = torch.zeros_like(flat).index_add(0, self.partner, flat * weight.unsqueeze(1))
+                pulled = pull(moved.view_as(gradient)).flatten(0, 1)
+                booked = flat.new_zeros(n_places + 1, 3).index_add(0, self.place, pulled)[:-1]
+                total = total + booked.roll(lag * self.largest, dims=0)
+            return torch.cat([total, total.new_zeros(1, 3)])[self.place].unflatten(0, gradient.shape[:2])
+
+        return aevs, misaligned
+
+
+def misalign(batch: Batch, padded_counts: np.ndarray) -> Batch:
+    """The batch with PyKinML's pairing of gradients and Jacobians. padded_counts: (S,) entries that each structure's list is padded to."""
+    structure = batch.structure_index.numpy()
+    n_structures = len(batch.structure_mask)
+    n_species, width = structure.shape
+    counts = np.stack([np.bincount(row, minlength=n_structures + 1)[:n_structures] for row in structure])
+    firsts = np.cumsum(counts, axis=1) - counts
+    partner, lag = np.zeros((2, n_species, width), dtype=np.int64)
+    lag[:] = -1
+    for s in range(n_species):
+        for j in range(counts[s].sum()):
+            owner, within = divmod(j, padded_counts[s])
+            if within < counts[s, owner]:
+                partner[s, j] = s * width + firsts[s, owner] + within
+                lag[s, j] = structure[s, j] - owner
+    weight = np.stack([lag.flatten() == k for k in range(max(0, lag.max()) + 1)]).astype(float)
+    place, largest = _places(structure, n_structures)
+    pairing = [torch.from_numpy(array) for array in (partner.flatten(), weight, place)]
+    features = MisalignedJacobians(batch.features, pairing[0], pairing[1], pairing[2], n_structures, largest)
+    return batch._replace(features=features)
+
+
+def _places(structure: np.ndarray, n_structures: int) -> tuple[np.ndarray, int]:
+    """Packed atoms' places among (structure, place in structure), and the largest structure's size.
+
+    Formula order puts a structure's atoms species by species, which is the order of the packed ones.
+    """
+    flat = structure.flatten()
+    sizes = np.bincount(flat, minlength=n_structures + 1)[:n_structures]
+    place = np.full_like(flat, n_structures * sizes.max())
+    for m in range(n_structures):
+        members = np.flatnonzero(flat == m)
+        place[members] = m * sizes.max() + np.arange(len(members))
+    return place, int(sizes.max())
+
+
+def read_reference(path: Path) -> Reference:
+    """Read `path` (.json) and the .npz beside it. Raises PyKinMLError for a mode that is not there."""
+    record = json.loads(path.read_text())
+    settings = record["cfg"]
+    unknown = [name for name in ("delta", "optimize_force_weight") if settings[name]]
+    if unknown or settings["optimizer"] != ["Adam"]:
+        raise PyKinMLError(
+            f"{path} needs {', '.join(unknown) or settings['optimizer'][0]}, a training mode that is not there yet"
+        )
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        species, layers = range(len(settings["present_elements"])), range(len(settings["my_neurons"]))
+        weights = tuple(
+            torch.from_numpy(np.stack([arrays[f"init.NNs.{s}.{k}.linear.weight"] for s in species])) for k in layers
+        )
+        self_energies = arrays["sae"]
+    ids = {part: record[f"{part}_ids"] for part in ("train", "valid", "test")}
+    return Reference(settings, ids, record["epochs"], Networks(weights, ()), self_energies)
+
+
+def replay(
+    reference: Reference, data: Path, force_path: ForcePath, right_jacobians: bool = False
+) -> Iterator[dict[str, float]]:
+    """Train as the reference did; yields each epoch's metrics under PyKinML's names."""
+    cfg = reference.settings
+    model_config = ModelConfig(
+        aev=_aev_config(cfg), neurons=cfg["my_neurons"], activations=cfg["my_actfn"], biases=False
+    )
+    every_id = [name for part in reference.ids.values() for name in part]
+    structures = read_databases(find_databases([str(data / cfg["input_data_fname"])]), [cfg["fidlevel"]], ids=every_id)
+    source = _source(model_config.aev, structures, reference.self_energies, cfg["floss"], force_path)
+    place = {name: m for m, name in enumerate(structures.ids)}
+    members = {part: np.array([place[name] for name in names]) for part, names in reference.ids.items()}
+    batches = {
+        part: list(_batches(source, members[part], cfg[f"{short}_batch_size"]))
+        for part, short in (("train", "tr"), ("valid", "vl"), ("test", "ts"))
+    }
+    if cfg["floss"] and not right_jacobians:
+        counts = composition(source.species, source.offsets, source.n_species)
+        learned = np.concatenate([members["train"], members["valid"]])
+        for part, listed in (("train", learned), ("valid", learned), ("test", members["test"])):
+            batches[part] = [misalign(batch, counts[listed].max(axis=0)) for batch in batches[part]]
+    optimizer = adam()
+    step = build_train_step(model_config, optimizer, cfg["fw"] if cfg["floss"] else None)
+    evaluate = build_eval_step(model_config, cfg["floss"])
+    params = Params(reference.networks, torch.from_numpy(reference.self_energies))
+    plateau = PlateauState(cfg["learning_rate"])
+    state = TrainState(
+        params, optimizer.init(params.networks), torch.tensor(plateau.learning_rate, dtype=torch.float64)
+    )
+    for _ in reference.epochs:
+        found, steps = {}, []
+        for batch in batches["train"]:
+            state, sums = step(state, batch)
+            steps.append(sums)
+        found["train"] = summary(add_sums(steps))
+        for part in ("valid", "test"):
+            found[part] = summary(add_sums(evaluate(state.params, batch) for batch in batches[part]))
+        valid_rmse = found["valid"]["energy_rmse"]
+        plateau = reduce_on_plateau(plateau, valid_rmse, cfg["LR_patience"], cfg["LR_threshold"], cfg["decayrate"])
+        state = state._replace(learning_rate=torch.tensor(plateau.learning_rate, dtype=torch.float64))
+        yield _renamed(found, cfg["floss"])
+
+
+def _aev_config(cfg: dict[str, Any]) -> AEVConfig:
+    names = ("present_elements", "aev_params", "cuttoff_radius", "beta")
+    return build_config({name: cfg[name] for name in names}).model.aev
+
+
+def _source(
+    aev: AEVConfig, structures: Structures, self_energies: np.ndarray, forces: bool, force_path: ForcePath
+) -> Source:
+    species = species_of(aev.elements, structures)
+    counts = composition(species, structures.offsets, len(aev.elements))
+    energies = structures.energies[:, 0] - counts @ self_energies
+    source = Source(species, structures.positions, structures.offsets, len(aev.elements), energies)
+    if forces:
+        source = source._replace(forces=structures.forces[:, 0])
+    if not forces or force_path == "jacobian":
+        aevs = np.empty((len(species), aev.length))
+        fill_aevs(aev, structures, "native", aevs, lambda _: None)
+        source = source._replace(aevs=aevs)
+    if forces and force_path == "jacobian":
+        jacobians = np.empty(jacobian_offsets(structures.sizes, aev.length)[-1])
+        fill_jacobians(aev, structures, "native", jacobians, lambda _: None)
+        source = source._replace(jacobians=jacobians)
+    return source
+
+
+def _batches(source: Source, members: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    return Packer(source, members, batch_size, torch.float64, torch.device("cpu")).batches(members)
+
+
+def _renamed(found: dict[str, dict[str, float]], forces: bool) -> dict[str, float]:
+    kinds = {"": "energy", "f": "force"} if forces else {"": "energy"}
+    return {
+        f"{part} {letter}{theirs} loss": metrics[f"{kind}_{ours}"]
+        for part, metrics in found.items()
+        for letter, kind in kinds.items()
+        for theirs, ours in _METRICS.items()
+    }
+
+
+def largest_difference(reference: dict[str, float], found: dict[str, float]) -> tuple[float, str]:
+    """The largest relative difference of one epoch and the metric that has it. Raises KeyError for a metric not computed."""
+    metrics = [name for name in reference if name.endswith("loss")]
+    return max((abs(found[name] / reference[name] - 1), name) for name in metrics)
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="the reference run's .json")],
+    data: Annotated[Path, typer.Option(help="directory of its databases")],
+    tolerance: Annotated[float, typer.Option(help="largest relative difference allowed")] = 1e-6,
+    force_path: Annotated[str, typer.Option(help="jacobian, positions or both")] = "both",
+    right_jacobians: Annotated[
+        bool, typer.Option(help="do not repeat PyKinML's fault in batches of mixed sizes")
+    ] = False,
+) -> None:
+    """Replay a PyKinML reference run and compare every metric of every epoch."""
+    paths: list[ForcePath] = [path for path in ("jacobian", "positions") if force_path in (path, "both")]
+    try:
+        reference = read_reference(run)
+        worst = 0.0
+        for path in paths if reference.settings["floss"] else paths[:1]:
+            for number, (theirs, ours) in enumerate(
+                zip(reference.epochs, replay(reference, data, path, right_jacobians), strict=True)
+            ):
+                difference, metric = largest_difference(theirs, ours)
+                print(f"{run.stem}, {path}, epoch {number}: {difference:.2e} ({metric})")
+                worst = max(worst, difference)
+    except (PyKinMLError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(f"largest relative difference {worst:.3e}")
+    if not worst <= tolerance:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,78 @@
+"""ANI-type neural-network potentials for gas-phase kinetics, written on torch.func.
+
+The names below are the public ones; they are imported when first used, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pykinml_func.config import AEVConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
+    from pykinml_func.data.database import read_databases, write_database
+    from pykinml_func.inference.calculator import PyKinMLCalculator
+    from pykinml_func.inference.predictor import Predictor
+    from pykinml_func.potential.aev import aev_jacobians, aevs
+    from pykinml_func.potential.energy import energy, init_params
+    from pykinml_func.potential.forces import energy_and_forces
+    from pykinml_func.training.checkpoint import load_model, save_model
+    from pykinml_func.training.fit import fit
+    from pykinml_func.training.optimizers import adam
+    from pykinml_func.training.step import build_train_step
+    from pykinml_func.types import Batch, Networks, Params, Structures, TrainState
+
+_HOMES = {
+    "config": ("AEVConfig", "DataConfig", "ModelConfig", "RunConfig", "TrainConfig"),
+    "data.database": ("read_databases", "write_database"),
+    "inference.calculator": ("PyKinMLCalculator",),
+    "inference.predictor": ("Predictor",),
+    "potential.aev": ("aev_jacobians", "aevs"),
+    "potential.energy": ("energy", "init_params"),
+    "potential.forces": ("energy_and_forces",),
+    "training.checkpoint": ("load_model", "save_model"),
+    "training.fit": ("fit",),
+    "training.optimizers": ("adam",),
+    "training.step": ("build_train_step",),
+    "types": ("Batch", "Networks", "Params", "Structures", "TrainState"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AEVConfig",
+    "Batch",
+    "DataConfig",
+    "ModelConfig",
+    "Networks",
+    "Params",
+    "Predictor",
+    "PyKinMLCalculator",
+    "RunConfig",
+    "Structures",
+    "TrainConfig",
+    "TrainState",
+    "adam",
+    "aev_jacobians",
+    "aevs",
+    "build_train_step",
+    "energy",
+    "energy_and_forces",
+    "fit",
+    "init_params",
+    "load_model",
+    "read_databases",
+    "save_model",
+    "write_database",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,166 @@
+"""The prepared set: structures, AEVs and Jacobians on disk, memory-mapped, made once for the same data and settings.
+
+A set is a directory named by a hash of what made it: the databases' bytes, the filters, the AEV settings, the backend and the
+precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pykinml_func.config import AEVConfig, DataConfig
+from pykinml_func.data.database import database_label, find_databases, read_databases
+from pykinml_func.data.elements import elements_in, species_of
+from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.splits import read_split_files
+from pykinml_func.errors import DataError
+from pykinml_func.files import write_atomically
+from pykinml_func.types import Structures
+
+Contents = Literal["structures", "aevs", "jacobians"]
+"""How much a run needs; each includes what stands before it."""
+
+Advance = Callable[[int], None]
+"""Hears how many more structures are done."""
+
+Featurizing = Callable[[str, int], Advance]
+"""Hears what ('aevs', 'jacobians') is about to be computed, and for how many structures."""
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+class PreparedSet(NamedTuple):
+    """One prepared directory, opened."""
+
+    path: Path
+    structures: Structures
+    aev: AEVConfig
+    """with the elements filled in"""
+    backend: str
+    precision: str
+    reused: bool
+    """False where this call read the databases"""
+
+    @property
+    def aevs(self) -> np.ndarray:
+        """(A,D), memory-mapped. Raises FileNotFoundError before `add_aevs`."""
+        return _open(self.path / "aevs.npy")
+
+    @property
+    def jacobians(self) -> np.ndarray:
+        """Flat, memory-mapped; see `featurize.jacobian_offsets`. Raises FileNotFoundError before `add_jacobians`."""
+        return _open(self.path / "jacobians.npy")
+
+
+def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
+    """The prepared set of these settings, read from the databases if there is none yet. Raises DataError."""
+    paths = find_databases(data.input)
+    marks = read_split_files([Path(name) for name in data.split_files]) if data.split_files else None
+    made_by = {
+        "format": _FORMAT,
+        "databases": {database_label(path): _digest(path) for path in paths},
+        "fidelity": data.fidelity,
+        "names": sorted(data.names),
+        "temperature": data.temperature,
+        "ids": None if marks is None else sorted(marks),
+        "aev": aev.model_dump(mode="json"),
+        "backend": data.aev_backend,
+        "precision": precision,
+    }
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    path = data.prepared / key[:16]
+    reused = (path / _MANIFEST).exists()
+    if not reused:
+        ids = None if marks is None else list(marks)
+        structures = read_databases(paths, [data.fidelity], data.names, data.temperature, ids)
+        _create(path, made_by, structures, aev.elements or elements_in(structures))
+    manifest = json.loads((path / _MANIFEST).read_text())
+    structures = Structures(
+        *(_checked(path / f"{name}.npy", manifest["checksums"][name]) for name in Structures._fields)
+    )
+    resolved = aev.model_copy(update={"elements": tuple(manifest["elements"])})
+    return PreparedSet(path, structures, resolved, data.aev_backend, precision, reused)
+
+
+def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
+    """Compute and write what `contents` needs and the set lacks. Raises DataError where the disk is too small."""
+    atoms, length = len(prepared.structures.numbers), prepared.aev.length
+    entries = int(jacobian_offsets(prepared.structures.sizes, length)[-1])
+    if contents != "structures":
+        _compute(prepared, "aevs", fill_aevs, (atoms, length), featurizing)
+    if contents == "jacobians":
+        _compute(prepared, "jacobians", fill_jacobians, (entries,), featurizing)
+
+
+def _compute(
+    prepared: PreparedSet, name: str, fill: Callable[..., None], shape: tuple[int, ...], featurizing: Featurizing
+) -> None:
+    target = prepared.path / f"{name}.npy"
+    if target.exists():
+        return
+    needed, free = np.dtype(prepared.precision).itemsize * int(np.prod(shape)), shutil.disk_usage(prepared.path).free
+    if needed > free:
+        raise DataError(
+            f"{target} needs {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; choose another directory with "
+            "--prepared, or take --force-path positions, which stores no Jacobians"
+        )
+    advance = featurizing(name, prepared.structures.n_structures)
+
+    def write(temporary: Path) -> None:
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=prepared.precision, shape=shape)
+        fill(prepared.aev, prepared.structures, prepared.backend, out, advance)
+        out.flush()
+
+    write_atomically(target, write)
+
+
+def _create(path: Path, made_by: dict[str, object], structures: Structures, elements: tuple[str, ...]) -> None:
+    """Write the directory under a temporary name, then rename it; another process that was first wins."""
+    species_of(elements, structures)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name, array in structures._asdict().items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        checksums = {name: _checksum(array) for name, array in structures._asdict().items()}
+        manifest = {"made_by": made_by, "elements": elements, "checksums": checksums}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not (path / _MANIFEST).exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _checked(path: Path, checksum: int) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if _checksum(array) != checksum:
+        raise DataError(f"{path} is not what was written there; delete {path.parent} and run again")
+    return array
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

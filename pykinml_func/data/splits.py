@@ -1,0 +1,98 @@
+"""Training, validation and test sets: slices of one permutation, so that they cannot overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pykinml_func.errors import ConfigError, DataError
+from pykinml_func.files import write_atomically
+
+_LEARN, _TEST = 2, -1
+
+
+class Split(NamedTuple):
+    """Indices of structures, in batch order."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def read_split_files(paths: Sequence[Path]) -> dict[str, int]:
+    """Structure id -> 2 (training or validation) or -1 (test), from PyKinML's tvt files.
+
+    A line is `DATABASE/xyz_id 2|-1`, and may go on (PyKinML writes the energy there). Raises DataError.
+    """
+    marks: dict[str, int] = {}
+    for path in paths:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError as error:
+            raise DataError(f"split file {path} cannot be read: {error.strerror}") from None
+        for number, line in enumerate(lines, start=1):
+            columns = line.split()
+            if not columns:
+                continue
+            if len(columns) < 2 or columns[1] not in {str(_LEARN), str(_TEST)}:
+                raise DataError(
+                    f"{path}, line {number} must be `DATABASE/xyz_id 2` or `DATABASE/xyz_id -1`, got {line!r}"
+                )
+            if columns[0] in marks:
+                raise DataError(f"{path}, line {number}: {columns[0]} is listed twice; keep one line a structure")
+            marks[columns[0]] = int(columns[1])
+    if not marks:
+        raise DataError(f"split files must list structures, got none in {', '.join(map(str, paths))}")
+    return marks
+
+
+def make_split(split: Sequence[float], n_structures: int, seed: int) -> Split:
+    """A random split of all structures by counts or fractions (`DataConfig.split`). Raises ConfigError."""
+    counts = _counts(split, n_structures)
+    return _slices(np.random.default_rng(seed).permutation(n_structures), counts)
+
+
+def make_split_from_marks(split: Sequence[float], marks: Sequence[int], seed: int) -> Split:
+    """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count is 0)."""
+    learn, test = (np.flatnonzero(np.asarray(marks) == mark) for mark in (_LEARN, _TEST))
+    n_train, n_valid, n_test = (int(v) for v in (*split, 0)[:3])
+    if n_train + n_valid > len(learn) or n_test > len(test):
+        raise ConfigError(
+            f"split asks for {n_train} + {n_valid} training and validation structures and {n_test or 'all'} test ones, and the "
+            f"split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
+        )
+    generator = np.random.default_rng(seed)
+    shuffled = _slices(generator.permutation(learn), (n_train, n_valid, 0))
+    return shuffled._replace(test=test if n_test == 0 else np.sort(generator.permutation(test)[:n_test]))
+
+
+def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
+    if sum(split) > 1 + 1e-9:
+        first, second, third = (int(v) for v in (*split, 0)[:3])
+        if first + second + third > n_structures:
+            raise ConfigError(
+                f"split asks for {first} + {second} + {third} structures, and the data hold {n_structures}; ask for less, or give fractions"
+            )
+        return first, second, third
+    fractions = (*split, 1 - sum(split))[:3]
+    ends = [round(sum(fractions[: k + 1]) * n_structures) for k in range(3)]
+    return ends[0], ends[1] - ends[0], ends[2] - ends[1]
+
+
+def _slices(permutation: np.ndarray, counts: tuple[int, int, int]) -> Split:
+    train, valid, test, _ = np.split(permutation, np.cumsum(counts))
+    return Split(train, valid, test)
+
+
+def write_split(path: Path, split: Split, ids: np.ndarray, energies: np.ndarray) -> None:
+    """Write a split in PyKinML's tvt format. ids: (M,); energies: (M,) eV, the informative third column."""
+    lines = [
+        f"{ids[m]} {mark} {energies[m]!r}"
+        for part, mark in ((split.train, _LEARN), (split.valid, _LEARN), (split.test, _TEST))
+        for m in part
+    ]
+    text = "\n".join(lines) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -1,0 +1,1 @@
+"""Trained potentials at work."""

@@ -1,0 +1,76 @@
+"""Energies: stacked element networks evaluated by vmap over species, summed over the atoms of each structure.
+
+# M structures, S species, N atoms a species (padded), D AEV length, n atoms of one structure
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from pykinml_func.config import ModelConfig
+from pykinml_func.potential.aev import aevs_of_neighbours, tables_of
+from pykinml_func.potential.mlp import atomic_energy
+from pykinml_func.types import Networks, Params
+
+
+def init_params(model_config: ModelConfig, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
+    """Networks drawn uniformly from ±1/sqrt(in), torch's rule for a linear layer; self energies zero."""
+    n_species, widths = len(model_config.aev.elements), (model_config.aev.length, *model_config.neurons)
+
+    def uniform(fan_in: int, *shape: int) -> Tensor:
+        draw = torch.rand(n_species, *shape, generator=generator, dtype=torch.float64)
+        return ((2 * draw - 1) / math.sqrt(fan_in)).to(dtype)
+
+    layers = list(pairwise(widths))
+    weights = tuple(uniform(fan_in, fan_out, fan_in) for fan_in, fan_out in layers)
+    biases = tuple(uniform(fan_in, fan_out) for fan_in, fan_out in layers) if model_config.biases else ()
+    return Params(Networks(weights, biases), torch.zeros(n_species, dtype=torch.float64))
+
+
+def atomic_energies(model_config: ModelConfig, networks: Networks, aevs: Tensor) -> Tensor:
+    """Energies of packed atoms, self energies excluded. aevs: (S,N,D). Returns (S,N) eV."""
+
+    def one_atom(network: Networks, aev: Tensor) -> Tensor:
+        return atomic_energy(model_config.activations, network, aev)
+
+    energies: Tensor = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
+    return energies
+
+
+def sum_by_structure(per_atom: Tensor, structure_index: Tensor, n_structures: int) -> Tensor:
+    """Sum over the atoms of each structure. per_atom, structure_index: (S,N), n_structures where padded. Returns (M,)."""
+    zeros = per_atom.new_zeros(n_structures + 1)
+    return zeros.index_add(0, structure_index.flatten(), per_atom.flatten())[:n_structures]
+
+
+def energy(model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor) -> Tensor:
+    """Potential energy of one structure, self energies included.
+
+    Pure: grad, jacrev, hessian and vmap work on `params` and `positions`. species: (n,) indices into the elements;
+    positions: (n,3) Å. Returns () eV in float64. Raises ValueError for an index outside the elements.
+    """
+    tables = tables_of(model_config.aev, species)
+    slots, mask = packing_of(species, len(model_config.aev.elements))
+    aevs = aevs_of_neighbours(model_config.aev, tables, positions.to(params.networks.weights[0].dtype))
+    atomic = atomic_energies(model_config, params.networks, aevs[slots])
+    return (atomic * mask).sum().double() + params.self_energies[species].sum()
+
+
+def packing_of(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:
+    """Which atom of one structure sits in each packed slot (S,N), 0 where there is none; and whether there is one."""
+    return _packing(tuple(species.tolist()), n_species, species.device)
+
+
+@lru_cache(maxsize=4096)
+def _packing(species: tuple[int, ...], n_species: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    members = [[atom for atom, kind in enumerate(species) if kind == s] for s in range(n_species)]
+    width = max(len(atoms) for atoms in members)
+    slots = torch.tensor([atoms + [0] * (width - len(atoms)) for atoms in members], device=device)
+    mask = torch.tensor([[slot < len(atoms) for slot in range(width)] for atoms in members], device=device)
+    return slots, mask

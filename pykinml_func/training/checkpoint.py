@@ -1,0 +1,106 @@
+"""Models and checkpoints on disk: one safetensors file each, tensors plus the whole configuration as JSON. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pykinml_func import __version__
+from pykinml_func.config import ModelConfig
+from pykinml_func.errors import ModelError
+from pykinml_func.files import write_atomically
+from pykinml_func.training.schedules import PlateauState
+from pykinml_func.types import Networks, Params, TrainState
+
+_FORMAT = "pykinml_func model"
+_FORMAT_VERSION = 1
+_UNITS = {"energy": "eV", "length": "Å"}
+
+
+def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> None:
+    """Write a model whole or not at all; `load_model` reads it."""
+    _save(Path(path), _tensors_of(params), model_config, {})
+
+
+def save_checkpoint(
+    path: Path, model_config: ModelConfig, state: TrainState, plateau: PlateauState, epoch: int
+) -> None:
+    """Write a model with the state of its training: optimizer moments, learning-rate schedule, epochs done."""
+    moments = {"optimizer.step": state.optimizer.step}
+    for name, networks in (("first", state.optimizer.first), ("second", state.optimizer.second)):
+        moments |= {f"optimizer.{name}.{key}": tensor for key, tensor in _tensors_of_networks(networks).items()}
+    training = {"epoch": epoch, "plateau": plateau._asdict()}
+    _save(path, _tensors_of(state.params) | moments, model_config, {"training": json.dumps(training)})
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, extra: dict[str, str]) -> None:
+    metadata = {
+        "format": _FORMAT,
+        "format_version": str(_FORMAT_VERSION),
+        "package_version": __version__,
+        "units": json.dumps(_UNITS),
+        "model": model_config.model_dump_json(),
+        **extra,
+    }
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def _tensors_of(params: Params) -> dict[str, Tensor]:
+    return {"self_energies": params.self_energies, **_tensors_of_networks(params.networks)}
+
+
+def _tensors_of_networks(networks: Networks) -> dict[str, Tensor]:
+    return {f"{kind}.{k}": tensor for kind, layers in networks._asdict().items() for k, tensor in enumerate(layers)}
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[ModelConfig, Params]:
+    """A model's configuration and parameters. Raises ModelError for a file that is none, or is of a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no model file {path}; `pykinml train` writes model.safetensors into its run directory")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            model_config = _read_config(path, file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ModelError(f"{path} must be a model of `pykinml train` (.safetensors): {error}") from None
+    return model_config, _params_from(path, model_config, tensors)
+
+
+def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"{path} must be a model of `pykinml train`; it is a safetensors file of something else")
+    if int(metadata["format_version"]) > _FORMAT_VERSION:
+        raise ModelError(
+            f"{path} is of model format {metadata['format_version']} (pykinml-func {metadata.get('package_version')}), and this "
+            f"pykinml-func {version('pykinml-func')} reads up to {_FORMAT_VERSION}; upgrade pykinml-func"
+        )
+    try:
+        return ModelConfig.model_validate_json(metadata["model"])
+    except ValidationError as error:
+        raise ModelError(f"{path} holds a configuration that cannot be used: {error}") from None
+
+
+def _params_from(path: Path, model_config: ModelConfig, tensors: dict[str, Any]) -> Params:
+    layers = range(len(model_config.neurons))
+    try:
+        weights = tuple(tensors[f"weights.{k}"] for k in layers)
+        biases = tuple(tensors[f"biases.{k}"] for k in layers) if model_config.biases else ()
+        params = Params(Networks(weights, biases), tensors["self_energies"])
+    except KeyError as error:
+        raise ModelError(f"{path} lacks the tensor {error}; it is damaged, or no whole model") from None
+    species, widths = len(model_config.aev.elements), (model_config.aev.length, *model_config.neurons)
+    expected = [(species, widths[k + 1], widths[k]) for k in layers]
+    if [tuple(weight.shape) for weight in weights] != expected:
+        raise ModelError(f"{path} must hold weights of shapes {expected}, got {[tuple(w.shape) for w in weights]}")
+    return params

@@ -1,0 +1,65 @@
+"""When a step is compiled, and where the compiled code is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from platformdirs import user_cache_path
+from torch.utils._pytree import tree_leaves
+
+from pykinml_func.errors import ConfigError
+
+_COMPILE_SECONDS = 45.0
+"""What a cold compile of a training and an evaluation step costs on two cores, with some margin (bench/results/training.json)."""
+
+_SAVED_SECONDS: dict[str | None, tuple[float, float]] = {
+    None: (2e-3, 0.0),
+    "jacobian": (0.0, 0.0),
+    "positions": (2e-3, 5e-5),
+}
+"""Seconds that a compiled step saves on one core, a step and an atom, by force path (None: energies alone)."""
+
+
+def repays_compilation(mode: Literal["auto", "on", "off"], force_path: str | None, steps: int, atoms: float) -> bool:
+    """Whether a run compiles its steps; `auto` asks whether it saves more time than it costs.
+
+    steps: training steps of the run; atoms: atoms of one batch. The answer depends on nothing that is measured, so that a run can be
+    repeated bit for bit. Raises ConfigError where compilation is asked for and there is no C++ compiler.
+    """
+    if mode == "off":
+        return False
+    compiler = next(
+        (name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)), None
+    )
+    if mode == "on":
+        if compiler is None:
+            raise ConfigError(
+                "compile = on needs a C++ compiler, and none was found; install g++ or clang++, or set compile = off"
+            )
+        return True
+    a_step, an_atom = _SAVED_SECONDS[force_path]
+    return compiler is not None and steps * (a_step + an_atom * atoms) > _COMPILE_SECONDS
+
+
+class CompiledStep:
+    """A step under torch.compile, one graph a shape; `shapes` tells how many it met."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        """The compiled code is kept in the user's cache directory (or TORCHINDUCTOR_CACHE_DIR), for later runs."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("pykinml-func") / "inductor"))
+        self._step = torch.compile(step, fullgraph=True, dynamic=False)
+        self._signatures: set[tuple[torch.Size, ...]] = set()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the step."""
+        self._signatures.add(tuple(leaf.shape for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)))
+        return self._step(*arguments)
+
+    @property
+    def shapes(self) -> int:
+        """Different shapes so far, each of which was compiled once."""
+        return len(self._signatures)

@@ -1,0 +1,322 @@
+"""The whole of a training run: data, split, self energies, networks, the epoch loop, the run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import psutil
+import torch
+
+from pykinml_func.config import RunConfig, write_toml
+from pykinml_func.data.batching import Packer, Source
+from pykinml_func.data.elements import composition, species_of
+from pykinml_func.data.featurize import jacobian_offsets
+from pykinml_func.data.loader import Loader
+from pykinml_func.data.prepared import Advance, Contents, PreparedSet, complete, open_prepared
+from pykinml_func.data.splits import Split, make_split, make_split_from_marks, read_split_files, write_split
+from pykinml_func.errors import ConfigError, DataError, PyKinMLError
+from pykinml_func.files import write_atomically
+from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.self_energies import SelfEnergyFit, fit_self_energies
+from pykinml_func.training.checkpoint import save_checkpoint, save_model
+from pykinml_func.training.compilation import CompiledStep, repays_compilation
+from pykinml_func.training.metrics import add_sums, step_sums, summary
+from pykinml_func.training.optimizers import adam
+from pykinml_func.training.schedules import PlateauState, reduce_on_plateau
+from pykinml_func.training.step import build_eval_step, build_predict_step, build_train_step
+from pykinml_func.types import Params, Structures, TrainState
+
+_JACOBIAN_SHARE = 0.25
+"""Part of the free memory that Jacobians may fill before `auto` takes the positions path."""
+
+
+class Predictions(NamedTuple):
+    """Reference and predicted values of one part of the split."""
+
+    energies: np.ndarray
+    """(2,m) eV, self energies subtracted: references, then predictions"""
+    forces: np.ndarray | None
+    """(2,a,3) eV/Å"""
+
+
+class RunResult(NamedTuple):
+    """What a run found."""
+
+    directory: Path
+    params: Params
+    """of the epoch with the least validation RMSE of the energies"""
+    history: list[dict[str, float]]
+    """a record an epoch"""
+    errors: dict[str, dict[str, float]]
+    """of train, valid and test with `params`, as `metrics.summary` has them"""
+    predictions: dict[str, Predictions]
+    shapes: int
+    """shapes of batches that were compiled; 0 for an eager run"""
+
+
+class Setup(NamedTuple):
+    """A run as it stands before its first epoch."""
+
+    config: RunConfig
+    """with the elements and the force path filled in"""
+    structures: Structures
+    split: Split
+    self_energies: SelfEnergyFit
+    params: Params
+    compiled: bool
+
+
+class Reporter(Protocol):
+    """Hears of a run as it goes; `report.console.ConsoleReporter` prints it and draws the figures."""
+
+    def featurizing(self, name: str, total: int) -> Advance:
+        """AEVs or Jacobians of `total` structures are about to be computed; returns what hears how many are done."""
+
+    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
+        """The prepared set is there."""
+
+    def ready(self, setup: Setup) -> None:
+        """The first epoch is next."""
+
+    def epoch(self, record: dict[str, float], epochs: int) -> None:
+        """An epoch is done."""
+
+    def finished(self, result: RunResult) -> None:
+        """The model is written."""
+
+
+def prepare(config: RunConfig, reporter: Reporter) -> tuple[PreparedSet, RunConfig]:
+    """Open or make the prepared set that `config` needs; returns it, and the config with elements and force path filled in."""
+    started = time.perf_counter()
+    prepared = open_prepared(config.data, config.model.aev, config.training.precision)
+    if config.training.forces:
+        _require_forces(prepared.structures)
+    path = _force_path(config, prepared)
+    contents: Contents = "aevs"
+    if config.training.forces:
+        contents = "jacobians" if path == "jacobian" else "structures"
+    complete(prepared, contents, reporter.featurizing)
+    reporter.prepared(prepared, time.perf_counter() - started)
+    model = config.model.model_copy(update={"aev": prepared.aev})
+    training = config.training.model_copy(update={"force_path": path})
+    return prepared, config.model_copy(update={"model": model, "training": training})
+
+
+def _require_forces(structures: Structures) -> None:
+    lacking = np.isnan(structures.forces[:, 0]).any(axis=1)
+    if lacking.any():
+        owners = np.unique(np.searchsorted(structures.offsets, np.flatnonzero(lacking), side="right") - 1)
+        raise DataError(
+            f"forces must be there for every structure when training to them, and {len(owners)} of {structures.n_structures} have "
+            f"none, {structures.ids[owners[0]]} first; leave those out, or train without forces"
+        )
+
+
+def _force_path(config: RunConfig, prepared: PreparedSet) -> str:
+    if config.training.force_path != "auto":
+        return config.training.force_path
+    entries = int(jacobian_offsets(prepared.structures.sizes, prepared.aev.length)[-1])
+    needed = entries * np.dtype(config.training.precision).itemsize
+    return "jacobian" if needed < _JACOBIAN_SHARE * psutil.virtual_memory().available else "positions"
+
+
+def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunResult:
+    """Train as `config` says and write the run directory `config.training.output`.
+
+    The model of the epoch with the least validation RMSE of the energies is kept. Raises ConfigError or DataError before any work for
+    what cannot be used, PyKinMLError where training diverges. Ctrl-C keeps what was trained so far.
+    """
+    training = config.training
+    directory = training.output
+    if (directory / "model.safetensors").exists() and not overwrite:
+        raise ConfigError(
+            f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
+        )
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    device = _device(training.device)
+    prepared, config = prepare(config, reporter)
+    split = _split(config, prepared.structures)
+    source, self_energies = _source(config, prepared, split)
+    loaders = _loaders(config, source, split, device)
+
+    generator = torch.Generator().manual_seed(training.seeds[1])
+    params = init_params(config.model, generator, getattr(torch, training.precision))
+    params = Params(params.networks, self_energies.self_energies)
+    params = _to(params, device)
+    n_steps = training.epochs * loaders["train"].n_batches
+    atoms = float(np.diff(source.offsets)[split.train].mean() * loaders["train"].packer.batch_size)
+    path = config.training.force_path if training.forces else None
+    compiled = repays_compilation(training.compile, path, n_steps, atoms)
+    reporter.ready(Setup(config, prepared.structures, split, self_energies, params, compiled))
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_toml(directory / "config.toml", config)
+    write_split(directory / "split.txt", split, prepared.structures.ids, prepared.structures.energies[:, 0])
+    loop = _Loop(config, loaders, params, compiled)
+    try:
+        for _ in range(training.epochs):
+            record = loop.run_epoch()
+            reporter.epoch(record, training.epochs)
+            if loop.epoch % training.save_every == 0 or loop.epoch == training.epochs:
+                loop.save(directory)
+    except KeyboardInterrupt:
+        if not loop.history:
+            raise
+    loop.save(directory)
+    found = {
+        part: _predict(config, loader, loop.best) for part, loader in loaders.items() if len(loader.packer.members)
+    }
+    errors = {part: errors for part, (_, errors) in found.items()}
+    predictions = {part: predictions for part, (predictions, _) in found.items()}
+    result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes)
+    reporter.finished(result)
+    return result
+
+
+class _Loop:
+    """The epoch loop and the state that it carries."""
+
+    def __init__(self, config: RunConfig, loaders: dict[str, Loader], params: Params, compiled: bool) -> None:
+        training = config.training
+        self.config, self.loaders = config, loaders
+        optimizer = adam()
+        weight = training.force_weight if training.forces else None
+        self._step = build_train_step(config.model, optimizer, weight)
+        self._evaluate = build_eval_step(config.model, training.forces)
+        if compiled:
+            self._step, self._evaluate = CompiledStep(self._step), CompiledStep(self._evaluate)
+        self.plateau = PlateauState(training.learning_rate)
+        rate = torch.tensor(training.learning_rate, dtype=torch.float64, device=params.self_energies.device)
+        self.state = TrainState(params, optimizer.init(params.networks), rate)
+        self.best, self._best_rmse = params, math.inf
+        self.history: list[dict[str, float]] = []
+        self._validation = list(loaders["valid"].epoch(0))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def shapes(self) -> int:
+        """Shapes that were compiled."""
+        return sum(step.shapes for step in (self._step, self._evaluate) if isinstance(step, CompiledStep))
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record."""
+        started, sums = time.perf_counter(), []
+        for batch in self.loaders["train"].epoch(self.epoch):
+            self.state, step_sums = self._step(self.state, batch)
+            sums.append(step_sums)
+        train = summary(add_sums(sums))
+        valid = summary(add_sums(self._evaluate(self.state.params, batch) for batch in self._validation))
+        rmse = valid["energy_rmse"]
+        if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
+            raise PyKinMLError(
+                f"training diverged in epoch {self.epoch + 1}: the errors are no longer finite; lower learning_rate "
+                f"({self.plateau.learning_rate:g} now)"
+            )
+        if rmse < self._best_rmse:
+            self.best, self._best_rmse = self.state.params, rmse
+        record = {"epoch": self.epoch + 1, "learning_rate": self.plateau.learning_rate}
+        record |= {
+            f"{part}_{name}": value
+            for part, found in (("train", train), ("valid", valid))
+            for name, value in found.items()
+        }
+        record["seconds"] = time.perf_counter() - started
+        training = self.config.training
+        self.plateau = reduce_on_plateau(self.plateau, rmse, training.patience, training.threshold, training.decay)
+        self.state = self.state._replace(
+            learning_rate=torch.full_like(self.state.learning_rate, self.plateau.learning_rate)
+        )
+        self.history.append(record)
+        return record
+
+    def save(self, directory: Path) -> None:
+        """Write the best model, a checkpoint of the last epoch, and the metrics."""
+        save_model(directory / "model.safetensors", self.config.model, self.best)
+        name = f"epoch_{self.epoch:05d}.safetensors"
+        save_checkpoint(directory / "checkpoints" / name, self.config.model, self.state, self.plateau, self.epoch)
+        text = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device must be one that torch can use here, got {name!r} ({error}); e.g. cpu") from None
+    return device
+
+
+def _to(params: Params, device: torch.device) -> Params:
+    moved: Params = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device), params)
+    return moved
+
+
+def _split(config: RunConfig, structures: Structures) -> Split:
+    data, seed = config.data, config.training.seeds[0]
+    if data.split_files:
+        marks = read_split_files([Path(name) for name in data.split_files])
+        split = make_split_from_marks(data.split, [marks[str(name)] for name in structures.ids], seed)
+    else:
+        split = make_split(data.split, structures.n_structures, seed)
+    if len(split.train) == 0 or len(split.valid) == 0:
+        raise ConfigError(
+            f"split must leave training and validation structures (the learning rate and the best model go by the latter), got "
+            f"{len(split.train)} and {len(split.valid)} of {structures.n_structures}"
+        )
+    return split
+
+
+def _source(config: RunConfig, prepared: PreparedSet, split: Split) -> tuple[Source, SelfEnergyFit]:
+    """What batches are cut from, self energies (of the training split) subtracted."""
+    structures, elements = prepared.structures, prepared.aev.elements
+    species = species_of(elements, structures)
+    counts = torch.from_numpy(composition(species, structures.offsets, len(elements)))
+    energies = torch.from_numpy(structures.energies[:, 0])
+    fit = SelfEnergyFit(torch.zeros(len(elements), dtype=torch.float64), len(elements))
+    if config.data.fit_self_energies:
+        fit = fit_self_energies(counts[split.train], energies[split.train])
+    targets = (energies - counts.double() @ fit.self_energies).numpy()
+    source = Source(species, structures.positions, structures.offsets, len(elements), targets)
+    if config.training.forces:
+        source = source._replace(forces=structures.forces[:, 0])
+        if config.training.force_path == "positions":
+            return source, fit
+        source = source._replace(jacobians=prepared.jacobians)
+    return source._replace(aevs=prepared.aevs), fit
+
+
+def _loaders(config: RunConfig, source: Source, split: Split, device: torch.device) -> dict[str, Loader]:
+    training, dtype = config.training, getattr(torch, config.training.precision)
+    sizes = (training.batch_size, training.valid_batch_size, training.test_batch_size)
+    packers = [Packer(source, part, size, dtype, device) for part, size in zip(split, sizes, strict=True)]
+    train_seed = training.seeds[1] if training.order == "shuffled" else None
+    seeds = (train_seed, None, None)
+    return {part: Loader(packer, seed) for part, packer, seed in zip(Split._fields, packers, seeds, strict=True)}
+
+
+def _predict(config: RunConfig, loader: Loader, params: Params) -> tuple[Predictions, dict[str, float]]:
+    """Every prediction for one part of the split, and the errors."""
+    forces = config.training.forces
+    predict = build_predict_step(config.model, forces)
+    energies, atomic_forces, sums = [], [], []
+    for batch in loader.epoch(0):
+        found = predict(params, batch)
+        sums.append(step_sums(batch, *found))
+        real = batch.structure_mask > 0
+        energies.append(torch.stack([batch.energies[real], found[0][real]]).cpu().numpy())
+        if batch.forces is not None:
+            pair = [loader.packer.unpack(batch, per_atom) for per_atom in (batch.forces, found[1])]
+            atomic_forces.append(np.stack(pair))
+    together = np.concatenate(atomic_forces, axis=1) if atomic_forces else None
+    return Predictions(np.concatenate(energies, axis=1), together), summary(add_sums(sums))

@@ -1,0 +1,159 @@
+"""The nouns of the package: NamedTuples, so that they are pytrees and pass through torch.func unchanged.
+
+# M structures, A atoms in all of them, L fidelity levels, S species, N atoms a species (padded),
+# n atoms of the largest structure, D AEV length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pykinml_func.config import AEVConfig
+
+
+class Structures(NamedTuple):
+    """Labelled geometries of mixed sizes on the host, atoms laid end to end."""
+
+    numbers: np.ndarray
+    """(A,) atomic numbers"""
+    positions: np.ndarray
+    """(A,3) Å"""
+    offsets: np.ndarray
+    """(M+1,): the atoms of structure m are offsets[m]:offsets[m+1]"""
+    levels: np.ndarray
+    """(L,) fidelity levels, ascending"""
+    energies: np.ndarray
+    """(M,L) eV, NaN where absent"""
+    forces: np.ndarray
+    """(A,L,3) eV/Å, NaN where absent"""
+    ids: np.ndarray
+    """(M,) text such as 'C5H5/12'"""
+    names: np.ndarray
+    """(M,) text"""
+    temperatures: np.ndarray
+    """(M,) K, NaN where absent"""
+
+    @property
+    def n_structures(self) -> int:
+        """M."""
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(M,) atoms of each structure."""
+        return np.diff(self.offsets)
+
+    def take(self, index: Sequence[int] | np.ndarray) -> Structures:
+        """The structures at `index` (k,), in that order."""
+        index = np.asarray(index, dtype=np.int64)
+        atoms = atom_rows(self.offsets, index)
+        return Structures(
+            self.numbers[atoms],
+            self.positions[atoms],
+            np.concatenate([[0], np.cumsum(self.sizes[index])]),
+            self.levels,
+            self.energies[index],
+            self.forces[atoms],
+            self.ids[index],
+            self.names[index],
+            self.temperatures[index],
+        )
+
+
+def atom_rows(offsets: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Row numbers of the atoms of the structures at `index` (k,), laid end to end. offsets: (M+1,)."""
+    sizes = offsets[index + 1] - offsets[index]
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(offsets[index] - (ends - sizes), sizes)
+
+
+class Networks(NamedTuple):
+    """The element networks, stacked on a leading species axis; one entry a layer."""
+
+    weights: tuple[Tensor, ...]
+    """(S, out, in) each"""
+    biases: tuple[Tensor, ...]
+    """(S, out) each; an empty tuple for networks without biases"""
+
+
+class Params(NamedTuple):
+    """All that a potential has learned."""
+
+    networks: Networks
+    self_energies: Tensor
+    """(S,) eV, float64 whatever the precision of the networks"""
+
+
+class NeighbourTables(NamedTuple):
+    """Who is whose neighbour; a row is padded with the index of its own centre."""
+
+    neighbours: tuple[Tensor, ...]
+    """one (A, K) a species: indices of each atom's neighbours of that species"""
+    pairs: tuple[Tensor, ...]
+    """one (A, P, 2) an unordered pair of species: indices of each atom's pairs of neighbours"""
+
+
+Pullback = Callable[["Tensor"], "Tensor"]
+"""dE/dAEV (S,N,D) -> dE/dxyz (S,N,3)"""
+
+
+class Features(Protocol):
+    """What a batch feeds the networks; `potential.features` has the kinds."""
+
+    def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:
+        """AEVs (S,N,D), and the function that turns dE/dAEV into dE/dxyz."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Structures packed by species: (S,N) slots, of which the last ones of each species may be padding."""
+
+    features: Features
+    structure_index: Tensor
+    """(S,N): the structure that an atom belongs to; M for padding"""
+    energies: Tensor
+    """(M,) eV, self energies subtracted"""
+    structure_mask: Tensor
+    """(M,) 1 for a structure, 0 for padding"""
+    forces: Tensor | None
+    """(S,N,3) eV/Å"""
+    component_weights: Tensor | None
+    """(S,N) 1/(3 atoms of its structure), 0 for padding"""
+
+
+class ErrorSums(NamedTuple):
+    """Sums over errors, so that batches and ranks add up to exact means."""
+
+    absolute: Tensor
+    squared: Tensor
+    largest: Tensor
+    number: Tensor
+
+
+class StepSums(NamedTuple):
+    """What a step reports: energy errors (eV) and force component errors (eV/Å)."""
+
+    energy: ErrorSums
+    force: ErrorSums | None
+
+
+class AdamState(NamedTuple):
+    """Moments of Adam; `step` counts updates."""
+
+    step: Tensor
+    first: Networks
+    second: Networks
+
+
+class TrainState(NamedTuple):
+    """All that a training step reads and writes."""
+
+    params: Params
+    optimizer: AdamState
+    learning_rate: Tensor
