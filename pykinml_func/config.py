@@ -34,7 +34,7 @@ class AEVConfig(_Frozen):
     """
 
     elements: tuple[str, ...] = Field(
-        (), description="element symbols, in the order of the networks; default: those in the data"
+        (), description="element symbols, in the order of the networks; default: those of the formulas"
     )
     radial_cutoff: PositiveFloat = Field(5.2, description="radial cutoff [Å]")
     angular_cutoff: PositiveFloat = Field(3.8, description="angular cutoff [Å]")
@@ -345,9 +345,7 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def write_toml(path: Path, config: RunConfig) -> None:
     """Write every setting, so that `pykinml train PATH` runs the same again."""
-    absolute = {
-        name: [str(Path(p).absolute()) for p in getattr(config.data, name)] for name in ("input", "split_files")
-    }
+    absolute = {name: [str(Path(p).resolve()) for p in getattr(config.data, name)] for name in ("input", "split_files")}
     tree = config.model_dump(mode="json", exclude_none=True)
     tree["data"] |= absolute
     text = tomlkit.dumps(tree)

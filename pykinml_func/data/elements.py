@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -15,10 +15,9 @@ from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
 
-def elements_in(structures: Structures) -> tuple[str, ...]:
-    """Element symbols of the structures: C first, the rest by alphabet, so that C, H keep PyKinML's order."""
-    symbols = [chemical_symbols[number] for number in np.unique(structures.numbers)]
-    return tuple(sorted(symbols, key=lambda symbol: (symbol != "C", symbol)))
+def ordered_elements(symbols: Iterable[str]) -> tuple[str, ...]:
+    """Each symbol once: C first, the rest by alphabet, so that C, H keep PyKinML's order."""
+    return tuple(sorted(set(symbols), key=lambda symbol: (symbol != "C", symbol)))
 
 
 def species_of(elements: Sequence[str], structures: Structures) -> np.ndarray:

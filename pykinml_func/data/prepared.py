@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pykinml_func.config import AEVConfig, DataConfig
-from pykinml_func.data.database import database_label, find_databases, read_databases
-from pykinml_func.data.elements import elements_in, species_of
+from pykinml_func.data.database import database_label, find_databases, formula_symbols, read_databases
+from pykinml_func.data.elements import ordered_elements, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import DataError
@@ -65,6 +65,8 @@ class PreparedSet(NamedTuple):
 def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
     """The prepared set of these settings, read from the databases if there is none yet. Raises DataError."""
     paths = find_databases(data.input)
+    if not aev.elements:
+        aev = aev.model_copy(update={"elements": ordered_elements(s for path in paths for s in formula_symbols(path))})
     marks = read_split_files([Path(name) for name in data.split_files]) if data.split_files else None
     made_by = {
         "format": _FORMAT,
@@ -83,13 +85,12 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
     if not reused:
         ids = None if marks is None else list(marks)
         structures = read_databases(paths, [data.fidelity], data.names, data.temperature, ids)
-        _create(path, made_by, structures, aev.elements or elements_in(structures))
+        _create(path, made_by, structures, aev.elements)
     manifest = json.loads((path / _MANIFEST).read_text())
     structures = Structures(
         *(_checked(path / f"{name}.npy", manifest["checksums"][name]) for name in Structures._fields)
     )
-    resolved = aev.model_copy(update={"elements": tuple(manifest["elements"])})
-    return PreparedSet(path, structures, resolved, data.aev_backend, precision, reused)
+    return PreparedSet(path, structures, aev, data.aev_backend, precision, reused)
 
 
 def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
@@ -133,7 +134,7 @@ def _create(path: Path, made_by: dict[str, object], structures: Structures, elem
         for name, array in structures._asdict().items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: _checksum(array) for name, array in structures._asdict().items()}
-        manifest = {"made_by": made_by, "elements": elements, "checksums": checksums}
+        manifest = {"made_by": made_by, "checksums": checksums}
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         temporary.chmod(0o755)
         try:
