@@ -2,13 +2,14 @@
 
     python -m bench.parity RUN --data DIR [--tolerance 1e-6] [--force-path jacobian]
 
-RUN is the `.json` of a reference run (its `.npz` beside it: starting weights and self energies); DIR holds its databases. The run is
-replayed from the same weights over the same batches. The last line is the largest relative difference over every metric of every epoch;
-the exit code is 1 where it is above the tolerance.
+RUN is the `.json` of a reference run (its `.npz` beside it: starting weights and self energies); DIR holds its
+databases. The run is replayed from the same weights over the same batches. The last line is the largest relative
+difference over every metric of every epoch; the exit code is 1 where it is above the tolerance.
 
-PyKinML 1.1.2 has a fault in batches of mixed sizes: it pads each structure's list of Jacobians to the most atoms of an element in the set, but
-not the list of dE/dAEV that it multiplies with them, so that most atoms meet the Jacobian of another one (`MisalignedJacobians`). The
-reference runs on mixed sizes hold that fault, and following them means to repeat it, here and nowhere else. `--right-jacobians` does not.
+PyKinML 1.1.2 has a fault in batches of mixed sizes: it pads each structure's list of Jacobians to the most atoms of
+an element in the set, but not the list of dE/dAEV that it multiplies with them, so that most atoms meet the Jacobian
+of another one (`MisalignedJacobians`). The reference runs on mixed sizes hold that fault, and following them means to
+repeat it, here and nowhere else. `--right- jacobians` does not.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class Reference(NamedTuple):
 class MisalignedJacobians(NamedTuple):
     """Features whose dE/dAEV meet the Jacobians that PyKinML gives them.
 
-    The gradient of packed atom j is pulled back as if it were that of atom `partner[j]`, and what comes out is booked on the atoms of
-    j's structure that have the partner's structure's places. Partners sit in an earlier structure of the batch, `lag` of them back.
+    The gradient of packed atom j is pulled back as if it were that of atom `partner[j]`, and what comes out is booked
+    on the atoms of j's structure that have the partner's structure's places. Partners sit in an earlier structure of
+    the batch, `lag` of them back.
     """
 
     features: Features
@@ -85,7 +87,9 @@ class MisalignedJacobians(NamedTuple):
 
 
 def misalign(batch: Batch, padded_counts: np.ndarray) -> Batch:
-    """The batch with PyKinML's pairing of gradients and Jacobians. padded_counts: (S,) entries that each structure's list is padded to."""
+    """The batch with PyKinML's pairing of gradients and Jacobians. padded_counts: (S,) entries that each structure's
+    list is padded to.
+    """
     structure = batch.structure_index.numpy()
     n_structures = len(batch.structure_mask)
     n_species, width = structure.shape
@@ -223,7 +227,9 @@ def _renamed(found: dict[str, dict[str, float]], forces: bool) -> dict[str, floa
 
 
 def largest_difference(reference: dict[str, float], found: dict[str, float]) -> tuple[float, str]:
-    """The largest relative difference of one epoch and the metric that has it. Raises KeyError for a metric not computed."""
+    """The largest relative difference of one epoch and the metric that has it. Raises KeyError for a metric not
+    computed.
+    """
     metrics = [name for name in reference if name.endswith("loss")]
     return max((abs(found[name] / reference[name] - 1), name) for name in metrics)
 

@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -42,12 +42,24 @@ class AEVConfig(_Frozen):
     n_angular_radial: PositiveInt = Field(8, description="radial shells of the angular part")
     n_angular: PositiveInt = Field(8, description="angular sections")
     beta: float = Field(0.95, gt=0, le=1, description="scale of cos(theta) in the angular part")
-    radial_eta: PositiveFloat = Field(None, validate_default=False, description="radial Gaussian exponent [1/Å²]")  # type: ignore[assignment]
-    angular_eta: PositiveFloat = Field(None, validate_default=False, description="angular Gaussian exponent [1/Å²]")  # type: ignore[assignment]
+    radial_eta: PositiveFloat = Field(
+        None, validate_default=False, description="radial Gaussian exponent [1/Å²]; default: aevmod's rule"
+    )  # type: ignore[assignment]
+    angular_eta: PositiveFloat = Field(
+        None,
+        validate_default=False,
+        description="exponent of the angular part's Gaussians [1/Å²]; default: aevmod's rule",
+    )  # type: ignore[assignment]
     zeta: PositiveFloat = Field(8.0, description="exponent of the angular sections")
-    radial_shifts: tuple[float, ...] = Field((), description="centres of the radial Gaussians [Å]")
-    angular_shifts: tuple[float, ...] = Field((), description="centres of the angular part's Gaussians [Å]")
-    angular_sections: tuple[float, ...] = Field((), description="angles of the angular sections [rad]")
+    radial_shifts: tuple[float, ...] = Field(
+        (), description="centres of the radial Gaussians [Å]; default: aevmod's rule"
+    )
+    angular_shifts: tuple[float, ...] = Field(
+        (), description="centres of the angular part's Gaussians [Å]; default: aevmod's rule"
+    )
+    angular_sections: tuple[float, ...] = Field(
+        (), description="angles of the angular sections [rad]; default: aevmod's rule"
+    )
     radial_prefactor: PositiveFloat = Field(1.0, description="factor of every radial term")
     angular_prefactor: PositiveFloat = Field(1.0, description="factor of every angular term")
 
@@ -87,12 +99,28 @@ class AEVConfig(_Frozen):
                 )
         return self
 
+    def by_rule(self) -> AEVConfig:
+        """The same elements, cutoffs, counts and beta with aevmod's grids."""
+        return AEVConfig(**{name: value for name, value in self if name not in GRID_FIELDS})
+
     @property
     def length(self) -> int:
         """D, the length of one atom's AEV."""
         species = len(self.elements)
         return species * self.n_radial + species * (species + 1) // 2 * self.n_angular_radial * self.n_angular
 
+
+GRID_FIELDS = (
+    "radial_eta",
+    "angular_eta",
+    "zeta",
+    "radial_shifts",
+    "angular_shifts",
+    "angular_sections",
+    "radial_prefactor",
+    "angular_prefactor",
+)
+"""What aevmod's rule fills in."""
 
 _GRIDS = {"n_radial": "radial_shifts", "n_angular_radial": "angular_shifts", "n_angular": "angular_sections"}
 
@@ -119,7 +147,8 @@ class ModelConfig(_Frozen):
     def _check(self) -> Self:
         if len(self.neurons) != len(self.activations):
             raise ValueError(
-                f"activations must be one for each layer of neurons, got {len(self.activations)} for {len(self.neurons)} layers"
+                f"activations must be one for each layer of neurons, got {len(self.activations)} for "
+                f"{len(self.neurons)} layers"
             )
         if self.neurons[-1] != 1:
             raise ValueError(f"neurons must end with 1, the atomic energy, got {self.neurons[-1]}")
@@ -131,14 +160,18 @@ class DataConfig(_Frozen):
 
     input: tuple[str, ...] = Field((), description="PyKinML SQLite databases, each named by its formula; globs allowed")
     fidelity: int = Field(1, ge=0, description="fidelity level to train to")
-    names: tuple[str, ...] = Field((), description="keep structures whose name matches one of these SQL LIKE patterns")
-    temperature: float | None = Field(None, description="keep structures sampled at this temperature [K]")
+    names: tuple[str, ...] = Field(
+        (), description="keep structures whose name matches one of these SQL LIKE patterns; default: all"
+    )
+    temperature: float | None = Field(None, description="keep structures sampled at this temperature [K]; default: all")
     split_files: tuple[str, ...] = Field(
-        (), description="files of `DATABASE/xyz_id 2|-1` lines: 2 trains or validates, -1 tests"
+        (),
+        description="files of `DATABASE/xyz_id 2|-1` lines: 2 trains or validates, -1 tests; default: a random split",
     )
     split: tuple[float, ...] = Field(
         (0.8, 0.1, 0.1),
-        description="train, validation, test: counts, or fractions that sum to at most 1; with split files, counts of train "
+        description="train, validation, test: counts, or fractions that sum to at most 1; with split files, counts "
+        "of train "
         "and validation within them (test 0: all of the files' test structures)",
     )
     fit_self_energies: bool = Field(True, description="fit single-atom energies and subtract them")
@@ -180,7 +213,7 @@ class TrainConfig(_Frozen):
     decay: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate at a drop")
     forces: bool = Field(False, description="train to forces too")
     force_weight: float = Field(
-        0.3, ge=0, le=1, description="w in (1 - w) energy loss [eV²] + w force loss [eV²/Å²]; needs forces"
+        0.3, ge=0, le=1, description="weight w in (1 - w) energy loss [eV²] + w force loss [eV²/Å²]; needs forces"
     )
     force_path: Literal["auto", "jacobian", "positions"] = Field(
         "auto", description="forces from cached AEV Jacobians, or from positions; auto: Jacobians where memory allows"
@@ -194,7 +227,7 @@ class TrainConfig(_Frozen):
         "auto", description="torch.compile of the steps; auto: when the run is long enough to repay it"
     )
     device: str = Field("cpu", description="torch device, such as cpu or cuda:0")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: torch's choice")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one for small batches, else torch's choice")
     save_every: PositiveInt = Field(10, description="epochs between checkpoints")
     output: Path = Field(Path("runs/model"), description="run directory: model, checkpoints, metrics, figures")
 
@@ -266,6 +299,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """PyKinML's names for our settings; a name of several takes a list, one value for each."""
 
+PATH_LISTS = ("input", "split_files")
+"""Lists of paths and globs, which are never cut at commas."""
+
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` under our names. Raises ConfigError for an unknown name or a setting given under two names."""
@@ -279,7 +315,7 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
             targets, values = ("biases",), [not value]
         else:
             targets = (name,) if name in SETTINGS else by_lower_name.get(name.lower(), ())
-            values = [value] if len(targets) == 1 else value
+            values = [_listed(targets[0], value)] if len(targets) == 1 else _cut(value)
         if not targets:
             known = difflib.get_close_matches(name, [*SETTINGS, *ALIASES, "no_biases"], n=1)
             hint = f"; did you mean {known[0]}?" if known else "; `pykinml train --help` lists them"
@@ -291,6 +327,17 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"{source[target]} and {key} set the same thing ({target}); give one of them")
             resolved[target], source[target] = each, key
     return resolved
+
+
+def _listed(name: str, value: Any) -> Any:
+    """Text for a setting that is a list, cut at its commas."""
+    if not isinstance(value, str) or get_origin(SETTINGS[name].annotation) is not tuple:
+        return value
+    return [value] if name in PATH_LISTS else _cut(value)
+
+
+def _cut(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def build_config(given: Mapping[str, Any]) -> RunConfig:
@@ -329,9 +376,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must be TOML: {error}") from None
     flat = canonical(dict(_leaves(tree)))
     for name in ("input", "split_files"):
-        if name in flat:
-            entries = [flat[name]] if isinstance(flat[name], str) else flat[name]
-            flat[name] = [str(path.parent / entry) for entry in entries]
+        if isinstance(flat.get(name), list):
+            flat[name] = [str(path.parent / str(entry)) for entry in flat[name]]
     return flat
 
 
@@ -348,5 +394,8 @@ def write_toml(path: Path, config: RunConfig) -> None:
     absolute = {name: [str(Path(p).resolve()) for p in getattr(config.data, name)] for name in ("input", "split_files")}
     tree = config.model_dump(mode="json", exclude_none=True)
     tree["data"] |= absolute
+    aev = config.model.aev
+    for name in GRID_FIELDS if aev == aev.by_rule() else _GRIDS:
+        del tree["model"]["aev"][name]
     text = tomlkit.dumps(tree)
     write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -1,7 +1,9 @@
 """Batches of few shapes: atoms packed by species into (S,N) slots, the rest of which is padding.
 
-M is fixed and N comes from a short ladder, so that a compiled step meets a handful of shapes even where sizes are mixed.
-# M structures of a batch, A atoms of all structures, S species, N atoms a species (padded), n atoms of the largest structure, D AEV length
+M is fixed and N comes from a short ladder, so that a compiled step meets a handful of shapes even where sizes are
+mixed.
+# M structures of a batch, A atoms of all structures, S species, N atoms a species (padded), n atoms of the largest
+# structure, D AEV length
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class Packer:
         )
 
     def unpack(self, batch: Batch, per_atom: Tensor) -> np.ndarray:
-        """The atoms' rows of `per_atom` (S,N,...) in the order of the batch's structures."""
+        """The atoms' rows of `per_atom` (S,N,...) in the order of the batch's structures, sorted by species in each
+        of them.
+        """
         real = batch.structure_index.flatten() < self.batch_size
         order = torch.argsort(batch.structure_index.flatten()[real], stable=True)
         packed: np.ndarray = per_atom.flatten(0, 1)[real][order].cpu().numpy()

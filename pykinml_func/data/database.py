@@ -59,7 +59,8 @@ def find_databases(patterns: Sequence[str]) -> list[Path]:
     labels = [database_label(path) for path in found]
     for label in {label for label in labels if labels.count(label) > 1}:
         raise DataError(
-            f"databases must have different names, got two called {label}.db; rename one: the formula ends at the first "
+            f"databases must have different names, got two called {label}.db; rename one: the formula ends at the "
+            "first "
             f"dot, so {label}.second.db will do"
         )
     return sorted(found, key=lambda path: (path.name, str(path)))
@@ -107,7 +108,8 @@ def read_databases(
     if not rows:
         where = ", ".join(str(path) for path in paths)
         raise DataError(
-            f"no structure of {where} passes the filters (fidelity {_some(levels or ['any'])}, names {_some(names or ['any'])}, "
+            f"no structure of {where} passes the filters (fidelity {_some(levels or ['any'])}, names "
+            f"{_some(names or ['any'])}, "
             f"temperature {temperature or 'any'}); the files hold {'; '.join(_contents(path) for path in paths)}"
         )
     return _gather(rows, levels)
@@ -175,12 +177,14 @@ def _array(blob: bytes, where: str, n_atoms: int) -> np.ndarray:
         array = np.load(io.BytesIO(blob), allow_pickle=False)
     except (ValueError, EOFError, TypeError):
         raise DataError(
-            f"{where} must be a plain .npy array; what is there is pickled or broken and is not loaded, since a pickle can "
+            f"{where} must be a plain .npy array; what is there is pickled or broken and is not loaded, since a "
+            "pickle can "
             "run code: write the row again with numpy.save(..., allow_pickle=False)"
         ) from None
     if array.shape != (n_atoms, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise DataError(
-            f"{where} must be {n_atoms} x 3 finite numbers (the formula is the file's name), got {array.dtype} of shape {array.shape}"
+            f"{where} must be {n_atoms} x 3 finite numbers (the formula is the file's name), got {array.dtype} of "
+            f"shape {array.shape}"
         )
     return array.astype(np.float64)
 

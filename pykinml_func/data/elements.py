@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,7 +30,8 @@ def species_of(elements: Sequence[str], structures: Structures) -> np.ndarray:
         m = int(np.searchsorted(structures.offsets, np.flatnonzero(species < 0)[0], side="right")) - 1
         other = sorted({chemical_symbols[number] for number in structures.numbers[species < 0]})
         raise DataError(
-            f"atoms must be of the elements {', '.join(elements)}, got {', '.join(other)} (first in {structures.ids[m]}); "
+            f"atoms must be of the elements {', '.join(elements)}, got {', '.join(other)} (first in "
+            f"{structures.ids[m]}); "
             "add them to elements, or leave these structures out"
         )
     return species
@@ -45,9 +47,10 @@ def composition(species: np.ndarray, offsets: np.ndarray, n_species: int) -> np.
 
 def formulas(structures: Structures) -> dict[str, int]:
     """Hill formula -> number of structures."""
-    found: dict[str, int] = {}
-    for start, end in zip(structures.offsets[:-1], structures.offsets[1:], strict=True):
-        symbols = [chemical_symbols[number] for number in structures.numbers[start:end]]
-        name = str(Formula.from_list(symbols).convert("hill"))
-        found[name] = found.get(name, 0) + 1
-    return found
+    bounds = zip(structures.offsets[:-1], structures.offsets[1:], strict=True)
+    sequences = Counter(structures.numbers[start:end].tobytes() for start, end in bounds)
+    found: Counter[str] = Counter()
+    for sequence, count in sequences.items():
+        symbols = [chemical_symbols[number] for number in np.frombuffer(sequence, dtype=structures.numbers.dtype)]
+        found[str(Formula.from_list(symbols).format("hill"))] += count
+    return dict(found)

@@ -96,8 +96,7 @@ def _aevmod_jacobians(config: AEVConfig, species: np.ndarray, positions: np.ndar
 def _aevmod(method: str, config: AEVConfig, species: np.ndarray, positions: np.ndarray) -> np.ndarray:
     import aevmod
 
-    by_rule = AEVConfig(**{name: getattr(config, name) for name in _RULE_FIELDS})
-    if by_rule != config:
+    if config != config.by_rule():
         raise ConfigError(
             "aevmod computes only its own grids, got others; leave the grids out, or take aev_backend native"
         )
@@ -108,6 +107,3 @@ def _aevmod(method: str, config: AEVConfig, species: np.ndarray, positions: np.n
     calculator.build_index_sets(structures)
     structures.add_structures(positions.reshape(len(positions), -1).tolist())
     return np.array(getattr(calculator, method)(structures))
-
-
-_RULE_FIELDS = ("elements", "radial_cutoff", "angular_cutoff", "n_radial", "n_angular_radial", "n_angular", "beta")

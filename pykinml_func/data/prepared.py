@@ -1,7 +1,7 @@
 """The prepared set: structures, AEVs and Jacobians on disk, memory-mapped, made once for the same data and settings.
 
-A set is a directory named by a hash of what made it: the databases' bytes, the filters, the AEV settings, the backend and the
-precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
+A set is a directory named by a hash of what made it: the databases' bytes, the filters, the AEV settings, the backend
+and the precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _compute(
     needed, free = np.dtype(prepared.precision).itemsize * int(np.prod(shape)), shutil.disk_usage(prepared.path).free
     if needed > free:
         raise DataError(
-            f"{target} needs {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; choose another directory with "
+            f"{target} needs {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; choose another "
+            "directory with "
             "--prepared, or take --force-path positions, which stores no Jacobians"
         )
     advance = featurizing(name, prepared.structures.n_structures)

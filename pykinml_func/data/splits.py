@@ -56,12 +56,15 @@ def make_split(split: Sequence[float], n_structures: int, seed: int) -> Split:
 
 
 def make_split_from_marks(split: Sequence[float], marks: Sequence[int], seed: int) -> Split:
-    """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count is 0)."""
+    """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count
+    is 0).
+    """
     learn, test = (np.flatnonzero(np.asarray(marks) == mark) for mark in (_LEARN, _TEST))
     n_train, n_valid, n_test = (int(v) for v in (*split, 0)[:3])
     if n_train + n_valid > len(learn) or n_test > len(test):
         raise ConfigError(
-            f"split asks for {n_train} + {n_valid} training and validation structures and {n_test or 'all'} test ones, and the "
+            f"split asks for {n_train} + {n_valid} training and validation structures and {n_test or 'all'} test "
+            "ones, and the "
             f"split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
         )
     generator = np.random.default_rng(seed)
@@ -74,7 +77,8 @@ def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
         first, second, third = (int(v) for v in (*split, 0)[:3])
         if first + second + third > n_structures:
             raise ConfigError(
-                f"split asks for {first} + {second} + {third} structures, and the data hold {n_structures}; ask for less, or give fractions"
+                f"split asks for {first} + {second} + {third} structures, and the data hold {n_structures}; ask for "
+                "less, or give fractions"
             )
         return first, second, third
     fractions = (*split, 1 - sum(split))[:3]

@@ -1,10 +1,12 @@
 """Atomic environment vectors (AEVs) in torch, in aevmod's layout and values.
 
-The radial and angular terms are equations 3 and 4 of Smith, Isayev and Roitberg, Chem. Sci. 2017, 8, 3192, doi 10.1039/C6SC05720A,
-with aevmod's two changes: cos(theta) is scaled by `beta`, and 2^(1-zeta) (1 + cos)^zeta is (1/2 + cos/2)^zeta.
-An AEV holds, first, `n_radial` numbers for each element; then, for each unordered pair of elements, `n_angular_radial` x `n_angular`.
+The radial and angular terms are equations 3 and 4 of Smith, Isayev and Roitberg, Chem. Sci. 2017, 8, 3192, doi
+10.1039/C6SC05720A, with aevmod's two changes: cos(theta) is scaled by `beta`, and 2^(1-zeta) (1 + cos)^zeta is (1/2 +
+cos/2)^zeta. An AEV holds, first, `n_radial` numbers for each element; then, for each unordered pair of elements,
+`n_angular_radial` x `n_angular`.
 
-# A atoms (centres), K neighbours a centre and species (padded), P pairs of neighbours a centre and pair of species (padded)
+# A atoms (centres), K neighbours a centre and species (padded), P pairs of neighbours a centre and pair of species
+# (padded)
 # S species, R radial shells, Q = (radial shells of the angular part) x (angular sections), D = S R + S (S + 1) / 2 Q
 """
 

@@ -44,7 +44,9 @@ def atomic_energies(model_config: ModelConfig, networks: Networks, aevs: Tensor)
 
 
 def sum_by_structure(per_atom: Tensor, structure_index: Tensor, n_structures: int) -> Tensor:
-    """Sum over the atoms of each structure. per_atom, structure_index: (S,N), n_structures where padded. Returns (M,)."""
+    """Sum over the atoms of each structure. per_atom, structure_index: (S,N), n_structures where padded. Returns
+    (M,).
+    """
     zeros = per_atom.new_zeros(n_structures + 1)
     return zeros.index_add(0, structure_index.flatten(), per_atom.flatten())[:n_structures]
 

@@ -16,7 +16,9 @@ from pykinml_func.types import Features, Networks, Params
 def energy_and_forces(
     model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Energy and its negative gradient. species: (n,); positions: (n,3) Å. Returns () eV and (n,3) eV/Å. Raises as `energy`."""
+    """Energy and its negative gradient. species: (n,); positions: (n,3) Å. Returns () eV and (n,3) eV/Å. Raises as
+    `energy`.
+    """
     gradient, value = grad_and_value(energy, argnums=3)(model_config, params, species, positions)
     return value, -gradient
 

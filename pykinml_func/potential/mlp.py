@@ -33,7 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def atomic_energy(activations: tuple[str, ...], network: Networks, aev: Tensor) -> Tensor:
-    """Energy of one atom, self energy excluded. network: one element's layers, no species axis; aev: (D,). Returns () eV."""
+    """Energy of one atom, self energy excluded. network: one element's layers, no species axis; aev: (D,). Returns ()
+    eV.
+    """
     x = aev
     biases = network.biases or (None,) * len(network.weights)
     for activation, weight, bias in zip(activations, network.weights, biases, strict=True):

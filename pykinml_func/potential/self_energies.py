@@ -35,7 +35,9 @@ def fit_self_energies(counts: Tensor, energies: Tensor) -> SelfEnergyFit:
 
 
 def subtract_self_energies(self_energies: Tensor, counts: Tensor, energies: Tensor) -> Tensor:
-    """Energies less their atoms' SAEs, in float64. self_energies: (S,); counts: (M,S); energies: (M,) eV. Returns (M,)."""
+    """Energies less their atoms' SAEs, in float64. self_energies: (S,); counts: (M,S); energies: (M,) eV. Returns
+    (M,).
+    """
     return energies.double() - counts.double() @ self_energies
 
 

@@ -1,4 +1,6 @@
-"""Models and checkpoints on disk: one safetensors file each, tensors plus the whole configuration as JSON. Nothing is unpickled."""
+"""Models and checkpoints on disk: one safetensors file each, tensors plus the whole configuration as JSON. Nothing is
+unpickled.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pykinml_func import __version__
@@ -52,7 +54,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, 
     }
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(contiguous, metadata)))
 
 
 def _tensors_of(params: Params) -> dict[str, Tensor]:
@@ -82,8 +84,9 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
         raise ModelError(f"{path} must be a model of `pykinml train`; it is a safetensors file of something else")
     if int(metadata["format_version"]) > _FORMAT_VERSION:
         raise ModelError(
-            f"{path} is of model format {metadata['format_version']} (pykinml-func {metadata.get('package_version')}), and this "
-            f"pykinml-func {version('pykinml-func')} reads up to {_FORMAT_VERSION}; upgrade pykinml-func"
+            f"{path} is of model format {metadata['format_version']} (pykinml-func "
+            f"{metadata.get('package_version')}), and this "
+            f"pykinml-func {__version__} reads up to {_FORMAT_VERSION}; upgrade pykinml-func"
         )
     try:
         return ModelConfig.model_validate_json(metadata["model"])

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 from pykinml_func.errors import ConfigError
 
 _COMPILE_SECONDS = 45.0
-"""What a cold compile of a training and an evaluation step costs on two cores, with some margin (bench/results/training.json)."""
+"""What a cold compile of a training and an evaluation step costs on two cores, with some margin
+(bench/results/training.json).
+"""
 
 _SAVED_SECONDS: dict[str | None, tuple[float, float]] = {
     None: (2e-3, 0.0),
@@ -27,8 +29,9 @@ _SAVED_SECONDS: dict[str | None, tuple[float, float]] = {
 def repays_compilation(mode: Literal["auto", "on", "off"], force_path: str | None, steps: int, atoms: float) -> bool:
     """Whether a run compiles its steps; `auto` asks whether it saves more time than it costs.
 
-    steps: training steps of the run; atoms: atoms of one batch. The answer depends on nothing that is measured, so that a run can be
-    repeated bit for bit. Raises ConfigError where compilation is asked for and there is no C++ compiler.
+    steps: training steps of the run; atoms: atoms of one batch. The answer depends on nothing that is measured, so
+    that a run can be repeated bit for bit. Raises ConfigError where compilation is asked for and there is no C++
+    compiler.
     """
     if mode == "off":
         return False

@@ -34,6 +34,11 @@ from pykinml_func.types import Params, Structures, TrainState
 _JACOBIAN_SHARE = 0.25
 """Part of the free memory that Jacobians may fill before `auto` takes the positions path."""
 
+_SMALL_BATCH = 2**16
+"""Numbers in a batch's AEVs below which one thread is as fast as several, which on a busy machine wait for each
+other.
+"""
+
 
 class Predictions(NamedTuple):
     """Reference and predicted values of one part of the split."""
@@ -91,7 +96,9 @@ class Reporter(Protocol):
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> tuple[PreparedSet, RunConfig]:
-    """Open or make the prepared set that `config` needs; returns it, and the config with elements and force path filled in."""
+    """Open or make the prepared set that `config` needs; returns it, and the config with elements and force path
+    filled in.
+    """
     started = time.perf_counter()
     prepared = open_prepared(config.data, config.model.aev, config.training.precision)
     if config.training.forces:
@@ -112,7 +119,8 @@ def _require_forces(structures: Structures) -> None:
     if lacking.any():
         owners = np.unique(np.searchsorted(structures.offsets, np.flatnonzero(lacking), side="right") - 1)
         raise DataError(
-            f"forces must be there for every structure when training to them, and {len(owners)} of {structures.n_structures} have "
+            f"forces must be there for every structure when training to them, and {len(owners)} of "
+            f"{structures.n_structures} have "
             f"none, {structures.ids[owners[0]]} first; leave those out, or train without forces"
         )
 
@@ -128,8 +136,9 @@ def _force_path(config: RunConfig, prepared: PreparedSet) -> str:
 def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunResult:
     """Train as `config` says and write the run directory `config.training.output`.
 
-    The model of the epoch with the least validation RMSE of the energies is kept. Raises ConfigError or DataError before any work for
-    what cannot be used, PyKinMLError where training diverges. Ctrl-C keeps what was trained so far.
+    The model of the epoch with the least validation RMSE of the energies is kept. Raises ConfigError or DataError
+    before any work for what cannot be used, PyKinMLError where training diverges. Ctrl-C keeps what was trained so
+    far.
     """
     training = config.training
     directory = training.output
@@ -137,8 +146,6 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
         raise ConfigError(
             f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
         )
-    if training.threads:
-        torch.set_num_threads(training.threads)
     device = _device(training.device)
     prepared, config = prepare(config, reporter)
     split = _split(config, prepared.structures)
@@ -151,6 +158,8 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     params = _to(params, device)
     n_steps = training.epochs * loaders["train"].n_batches
     atoms = float(np.diff(source.offsets)[split.train].mean() * loaders["train"].packer.batch_size)
+    if training.threads or atoms * config.model.aev.length < _SMALL_BATCH:
+        torch.set_num_threads(training.threads or 1)
     path = config.training.force_path if training.forces else None
     compiled = repays_compilation(training.compile, path, n_steps, atoms)
     reporter.ready(Setup(config, prepared.structures, split, self_energies, params, compiled))
@@ -271,7 +280,8 @@ def _split(config: RunConfig, structures: Structures) -> Split:
         split = make_split(data.split, structures.n_structures, seed)
     if len(split.train) == 0 or len(split.valid) == 0:
         raise ConfigError(
-            f"split must leave training and validation structures (the learning rate and the best model go by the latter), got "
+            "split must leave training and validation structures (the learning rate and the best model go by the "
+            "latter), got "
             f"{len(split.train)} and {len(split.valid)} of {structures.n_structures}"
         )
     return split

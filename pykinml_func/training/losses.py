@@ -17,7 +17,9 @@ def energy_loss(batch: Batch, energies: Tensor) -> Tensor:
 
 
 def force_loss(batch: Batch, forces: Tensor) -> Tensor:
-    """Mean over structures of each one's mean squared error of its 3n components. forces: (S,N,3) eV/Å. Returns () eV²/Å²."""
+    """Mean over structures of each one's mean squared error of its 3n components. forces: (S,N,3) eV/Å. Returns ()
+    eV²/Å².
+    """
     if batch.forces is None or batch.component_weights is None:
         raise TypeError("a force loss needs a batch with forces, got one without")
     errors = forces - batch.forces

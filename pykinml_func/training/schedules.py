@@ -19,7 +19,8 @@ def reduce_on_plateau(
 ) -> PlateauState:
     """Multiply the rate by `decay` after more than `patience` epochs without a fall by `threshold` kcal/mol.
 
-    torch's ReduceLROnPlateau with an absolute threshold: PyKinML documents kcal/mol, yet leaves torch's default, a relative one.
+    torch's ReduceLROnPlateau with an absolute threshold: PyKinML documents kcal/mol, yet leaves torch's default, a
+    relative one.
     """
     if valid_rmse < state.best - threshold:
         return PlateauState(state.learning_rate, valid_rmse, 0)

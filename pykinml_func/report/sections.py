@@ -1,0 +1,183 @@
+"""What a run's report says, as tables, lines and (label, text) facts; pure. Errors are in kcal/mol and kcal/mol/Å."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pykinml_func.training.fit import RunResult, Setup
+from pykinml_func.types import Networks, Structures
+
+PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+"""The parts of the split in their order, as people read them."""
+
+
+_PLAIN_LINES = 15
+"""Lines that the epochs of one run make where the output is no terminal, besides the first epoch's."""
+
+
+def label_counts(structures: Structures) -> list[tuple[int, int, int]]:
+    """(level, structures with an energy, structures with forces on every atom) of each fidelity level."""
+    lacking = np.isnan(structures.forces).any(axis=2)
+    with_forces = ~np.logical_or.reduceat(lacking, structures.offsets[:-1], axis=0)
+    with_energies = np.isfinite(structures.energies)
+    counts = zip(structures.levels, with_energies.sum(axis=0), with_forces.sum(axis=0), strict=True)
+    return [(int(level), int(energies), int(forces)) for level, energies, forces in counts]
+
+
+def layer_sizes(networks: Networks) -> list[int]:
+    """Parameters of one element's network, layer by layer."""
+    weights = [weight[0].numel() for weight in networks.weights]
+    biases = [bias[0].numel() for bias in networks.biases] or [0] * len(weights)
+    return [weight + bias for weight, bias in zip(weights, biases, strict=True)]
+
+
+def networks_table(setup: Setup) -> Table:
+    """The layers of each element's network: shape, activation, bias, number of parameters."""
+    model, networks = setup.config.model, setup.params.networks
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for header in ("element", "layer", "in -> out", "activation", "bias", "parameters"):
+        table.add_column(header, overflow="fold")
+    table.columns[2].justify = table.columns[5].justify = "right"
+    sizes = layer_sizes(networks)
+    for element in model.aev.elements:
+        for k, (weight, size) in enumerate(zip(networks.weights, sizes, strict=True)):
+            _, fan_out, fan_in = weight.shape
+            shape, bias = f"{fan_in} -> {fan_out}", "yes" if model.biases else "no"
+            table.add_row("" if k else element, str(k + 1), shape, model.activations[k], bias, str(size))
+        table.add_row("", "all", "", "", "", str(sum(sizes)), end_section=True)
+    n_elements = len(model.aev.elements)
+    table.add_row(f"all {n_elements}", "", "", "", "", str(n_elements * sum(sizes)))
+    return table
+
+
+def errors_table(result: RunResult) -> Table:
+    """MAE, RMSE and largest error of each part of the split: energies in kcal/mol, forces in kcal/mol/Å."""
+    forces = any("force_mae" in errors for errors in result.errors.values())
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    table.add_column(Text("\npart"), overflow="fold")
+    table.add_column(Text("\nstructures"), overflow="fold", justify="right")
+    kinds = (("energy", "kcal/mol"), ("force", "kcal/mol/Å"))[: 2 if forces else 1]
+    for kind, unit in kinds:
+        for above, below in ((kind, "MAE"), (unit, "RMSE"), ("", "max")):
+            table.add_column(Text(f"{above}\n{below}"), overflow="fold", justify="right", min_width=8)
+    for part in _parts(result.errors):
+        values = [result.errors[part][f"{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")]
+        count = result.predictions[part].energies.shape[1]
+        table.add_row(PART_NAMES[part], str(count), *map(_number, values))
+    return table
+
+
+def is_milestone(epoch: int, epochs: int) -> bool:
+    """Whether a plain line is due after `epoch` (from 1): the first, the last, and equal parts of the run between."""
+    return epoch == 1 or epoch * _PLAIN_LINES // epochs > (epoch - 1) * _PLAIN_LINES // epochs
+
+
+def split_facts(setup: Setup) -> list[tuple[str, str]]:
+    """Structures of each part of the split, and its seed."""
+    split, data = setup.split, setup.config.data
+    counts = {part: len(members) for part, members in split._asdict().items()}
+    unused = setup.structures.n_structures - sum(counts.values())
+    text = ", ".join(f"{count} {PART_NAMES[part]}" for part, count in counts.items())
+    text += f", {unused} unused" if unused else ""
+    how = "split files and seed" if data.split_files else "seed"
+    return [("split", f"{text} structures ({how} {setup.config.training.seeds[0]})")]
+
+
+def self_energy_facts(setup: Setup) -> list[tuple[str, str]]:
+    """Single-atom energies in eV; a sentence where the compositions do not determine them."""
+    elements, fit = setup.config.model.aev.elements, setup.self_energies
+    if not setup.config.data.fit_self_energies:
+        return [("SAEs", "not fitted: 0 eV for every element")]
+    values = zip(elements, fit.self_energies.tolist(), strict=True)
+    facts = [("SAEs", ", ".join(f"{element} {value:.6f} eV" for element, value in values))]
+    if fit.rank < len(elements):
+        sentence = (
+            f"The compositions do not determine the single-atom energies ({fit.rank} independent for {len(elements)} "
+            "elements): the fit of least norm is used."
+        )
+        facts.append(("", sentence))
+    return facts
+
+
+def training_facts(setup: Setup) -> list[tuple[str, str]]:
+    """Force path, precision, compilation, and the length of the run."""
+    training = setup.config.training
+    forces = "not trained"
+    if training.forces:
+        how = {"jacobian": "cached AEV Jacobians", "positions": "positions, AEVs recomputed in each step"}
+        forces = f"from {how[training.force_path]}; weight {training.force_weight:g}"
+    steps = "compiled by torch.compile, each new shape when it first comes" if setup.compiled else "eager, not compiled"
+    return [
+        ("forces", forces),
+        ("precision", f"{training.precision} on {training.device}"),
+        ("steps", steps),
+        ("epochs", f"{training.epochs}, batches of {training.batch_size}, learning rate {training.learning_rate:g}"),
+    ]
+
+
+def result_facts(result: RunResult, epochs: int) -> list[tuple[str, str]]:
+    """Epochs done of `epochs`, time, the epoch whose model was kept, shapes compiled."""
+    done = len(result.history)
+    best = min(result.history, key=lambda record: record["valid_energy_rmse"])
+    seconds = sum(record["seconds"] for record in result.history)
+    facts = [
+        ("epochs", f"{done} of {max(epochs, done)} in {seconds_text(seconds)}"),
+        ("kept", f"epoch {best['epoch']:.0f}, of the least validation RMSE of the energies"),
+    ]
+    return facts + ([("compiled", f"{result.shapes} shapes of batches")] if result.shapes else [])
+
+
+def _parts(found: Iterable[str]) -> list[str]:
+    """Those of train, valid and test that are there, in this order."""
+    there = set(found)
+    return [part for part in PART_NAMES if part in there]
+
+
+def progress_line(record: dict[str, float]) -> str:
+    """Errors of an epoch, for the line below the bar."""
+    line = f"MAE train/valid: energy {_pair(record, 'energy')} kcal/mol"
+    return f"{line}, force {_pair(record, 'force')} kcal/mol/Å" if "train_force_mae" in record else line
+
+
+def _pair(record: dict[str, float], kind: str) -> str:
+    return "/".join(_number(record[f"{part}_{kind}_mae"]) for part in ("train", "valid"))
+
+
+_COLUMN: Callable[[str], str] = "{:>11}".format
+
+
+def plain_header(forces: bool) -> list[str]:
+    """Two lines above those of `plain_line`."""
+    kinds = ["energy MAE, kcal/mol", "force MAE, kcal/mol/Å"][: 2 if forces else 1]
+    first = "".join([_COLUMN(""), *(f"{kind:>22}" for kind in kinds), _COLUMN("learning"), _COLUMN("time")])
+    second = ["epoch", *["train", "validation"] * len(kinds), "rate", "left"]
+    return ["", first, "".join(map(_COLUMN, second))]
+
+
+def plain_line(record: dict[str, float], epochs: int, left: float) -> str:
+    """An epoch in one line. left: s, until the run is done."""
+    kinds = [kind for kind in ("energy", "force") if f"train_{kind}_mae" in record]
+    errors = [_number(record[f"{part}_{kind}_mae"]) for kind in kinds for part in ("train", "valid")]
+    cells = [f"{record['epoch']:.0f}/{epochs}", *errors, f"{record['learning_rate']:.3g}", clock(left)]
+    return "".join(map(_COLUMN, cells))
+
+
+def _number(value: float) -> str:
+    """Three decimals, fewer where they say nothing."""
+    return f"{value:.{3 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0}f}"
+
+
+def seconds_text(value: float) -> str:
+    """A time that was measured."""
+    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s" if value < 100 else clock(value)
+
+
+def clock(value: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(value)))
