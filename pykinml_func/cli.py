@@ -1,7 +1,5 @@
 """The command `pykinml`: parses, calls, prints. Every setting is an option, under our name and PyKinML's."""
 
-"PyKinML's."
-
 from __future__ import annotations
 
 import inspect

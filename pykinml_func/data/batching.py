@@ -115,8 +115,7 @@ class Packer:
         self, index: np.ndarray, rows: np.ndarray, owner: np.ndarray, slots: np.ndarray, shape: tuple[int, int]
     ) -> Features:
         source = self.source
-        if source.aevs is None:
-            assert self._tables is not None
+        if source.aevs is None or self._tables is not None:
             positions = self._spread(source.positions[rows], slots, shape)
             return Geometry(positions, self._tables.of_batch(index, slots, shape[0] * shape[1], self.device))
         packed = self._spread(source.aevs[rows], slots, shape)

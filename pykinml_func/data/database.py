@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,8 @@ def find_databases(patterns: Sequence[str]) -> list[Path]:
     """The files that paths or globs name, each once, in order of name. Raises DataError for one that names none."""
     found: set[Path] = set()
     for pattern in patterns:
-        matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (absolute patterns)
+        names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns)
+        matches = [Path(name) for name in names]
         if not matches:
             raise DataError(
                 f"no database matches {pattern!r} (from {Path.cwd()}); give a path or a glob such as 'data/*.db'"
@@ -78,7 +80,7 @@ def formula_symbols(path: Path) -> list[str]:
         symbols: list[str] = string2symbols(formula)
     except ValueError:
         symbols = []
-    if not symbols or any(symbol not in atomic_numbers for symbol in symbols):
+    if not symbols or not all(atomic_numbers.get(symbol) for symbol in symbols):  # ASE's X, a dummy, has number 0
         raise DataError(f"the name of {path} must be a chemical formula, such as C5H5.db, got {formula!r}")
     return symbols
 
@@ -107,10 +109,10 @@ def read_databases(
         )
     if not rows:
         where = ", ".join(str(path) for path in paths)
+        kelvin = "any" if temperature is None else f"{temperature:g}"
         raise DataError(
-            f"no structure of {where} passes the filters (fidelity {_some(levels or ['any'])}, names "
-            f"{_some(names or ['any'])}, "
-            f"temperature {temperature or 'any'}); the files hold {'; '.join(_contents(path) for path in paths)}"
+            f"no structure of {where} passes the filters (fidelity {_some(levels or ['any'])}, "
+            f"names {_some(names or ['any'])}, temperature {kelvin}); the files hold {'; '.join(_contents(path) for path in paths)}"
         )
     return _gather(rows, levels)
 
@@ -174,8 +176,8 @@ def _read_structure(path: Path, row_id: int, group: list[tuple[Any, ...]], numbe
 def _array(blob: bytes, where: str, n_atoms: int) -> np.ndarray:
     """An (n,3) array from a `.npy` blob, never unpickled."""
     try:
-        array = np.load(io.BytesIO(blob), allow_pickle=False)
-    except (ValueError, EOFError, TypeError):
+        array = np.lib.format.read_array(io.BytesIO(blob), allow_pickle=False)
+    except (ValueError, TypeError, SyntaxError, TokenError):
         raise DataError(
             f"{where} must be a plain .npy array; what is there is pickled or broken and is not loaded, since a "
             "pickle can "
@@ -214,11 +216,11 @@ def _gather(rows: Sequence[_Row], wanted: Sequence[int] | None) -> Structures:
 
 
 def _ids_in(path: Path, ids: Sequence[str] | None) -> list[int] | None:
-    """The xyz ids of `path` among 'LABEL/xyz_id' ids."""
+    """The xyz ids of `path` among 'LABEL/xyz_id' ids; what is no number is nobody's id."""
     if ids is None:
         return None
     parts = [text.rpartition("/") for text in ids]
-    return [int(number) for label, _, number in parts if label == database_label(path)]
+    return [int(number) for label, _, number in parts if label == database_label(path) and number.isdecimal()]
 
 
 def _contents(path: Path) -> str:

@@ -94,7 +94,7 @@ def _slices(permutation: np.ndarray, counts: tuple[int, int, int]) -> Split:
 def write_split(path: Path, split: Split, ids: np.ndarray, energies: np.ndarray) -> None:
     """Write a split in PyKinML's tvt format. ids: (M,); energies: (M,) eV, the informative third column."""
     lines = [
-        f"{ids[m]} {mark} {energies[m]!r}"
+        f"{ids[m]} {mark} {float(energies[m])!r}"
         for part, mark in ((split.train, _LEARN), (split.valid, _LEARN), (split.test, _TEST))
         for m in part
     ]

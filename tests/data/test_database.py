@@ -118,7 +118,7 @@ def test_filters_that_nothing_passes_say_what_the_file_holds(two: tuple[Path, St
         DataError, match=re.escape("CH4.db: 6 at fidelity 0, 6 at fidelity 1; names name0, name1, name2")
     ):
         read_databases([two[0] / "CH4.db"], [7])
-    with pytest.raises(DataError, match="no structure of .*names red%, temperature any.*the files hold"):
+    with pytest.raises(DataError, match=r"no structure of .*names red%, temperature any.*the files hold"):
         read_databases([two[0] / "CH4.db"], names=["red%"])
     with pytest.raises(DataError, match="temperature 0"):
         read_databases([two[0] / "CH4.db"], temperature=0.0)
@@ -167,6 +167,7 @@ def test_a_pickle_is_refused_and_not_run(
         (blob(np.array([["1.0"] * 3] * 5)), "must be 5 x 3 finite numbers"),
         (blob(np.zeros((5, 3)) * 1j), "must be 5 x 3 finite numbers"),
         (blob(np.zeros((5, 3)))[:-8], "must be a plain .npy array"),
+        (b"\x93NUMPY\x01\x00\x20\x00{'descr': '<f8', 'shape': (5, 3 ", "must be a plain .npy array"),
         (b"", "must be a plain .npy array"),
         (b"PK\x03\x04 an archive", "must be a plain .npy array"),
         ("text", "must be a plain .npy array"),
@@ -208,12 +209,12 @@ def test_a_level_may_not_come_twice(two: tuple[Path, Structures]):
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be one" * 10, b""])
 def test_a_file_that_is_no_database(tmp_path: Path, content: bytes):
     (tmp_path / "CH4.db").write_bytes(content)
-    with pytest.raises(DataError, match="CH4.db must be a PyKinML SQLite database"):
+    with pytest.raises(DataError, match=r"CH4\.db must be a PyKinML SQLite database"):
         read_databases([tmp_path / "CH4.db"])
 
 
 def test_a_missing_file(tmp_path: Path):
-    with pytest.raises(DataError, match="CH4.db cannot be opened"):
+    with pytest.raises(DataError, match=r"CH4\.db cannot be opened"):
         read_databases([tmp_path / "CH4.db"])
     assert not list(tmp_path.iterdir()), "SQLite creates what it opens unless told not to"
 
@@ -248,7 +249,7 @@ def test_two_databases_of_one_name_are_refused(two: tuple[Path, Structures]):
 
 @pytest.mark.parametrize("name", ["molecules.db", "C5X5.db", ".db", "5.db", "c5h5.db"])
 def test_a_file_name_that_is_no_formula(name: str):
-    with pytest.raises(DataError, match="must be a chemical formula, such as C5H5.db"):
+    with pytest.raises(DataError, match="must be a chemical formula, such as C5H5"):
         formula_symbols(Path(name))
 
 
@@ -260,7 +261,7 @@ def test_the_formula_gives_the_atoms_in_its_order():
 def test_the_real_databases_hold_what_their_readme_says(shared: Path):
     found = read_databases(find_databases([str(shared / "data" / "C?H?.db")]))
     assert found.n_structures == 2112 + 4 * 14
-    assert np.isfinite(found.forces[found.ids.searchsorted("C5H5")]).any()
+    assert found.levels.tolist() == [0, 1]
     large = read_databases([shared / "data" / "C5H5.db"], [1])
     assert np.isfinite(large.forces).all()
     assert -5263.9 < large.energies.min() < large.energies.max() < -5260.6

@@ -1,0 +1,169 @@
+"""Splits: disjoint whatever is asked for, exact counts, PyKinML's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pykinml_func.config import DataConfig
+from pykinml_func.data.splits import Split, make_split, make_split_from_marks, read_split_files, write_split
+from pykinml_func.errors import ConfigError, DataError
+
+
+def sizes(split: Split) -> tuple[int, ...]:
+    return tuple(len(part) for part in split)
+
+
+def assert_disjoint(split: Split, n_structures: int) -> None:
+    chosen = np.concatenate(split)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert set(chosen.tolist()) <= set(range(n_structures))
+
+
+@given(
+    n=st.integers(1, 300),
+    split=st.one_of(
+        st.tuples(st.floats(0.01, 1), st.floats(0, 1), st.floats(0, 1)).map(
+            lambda f: tuple(v / max(sum(f), 1) for v in f)
+        ),
+        st.tuples(st.integers(1, 120), st.integers(0, 120), st.integers(0, 120)),
+        st.tuples(st.floats(0.01, 0.6), st.floats(0, 0.4)),
+    ),
+    seed=st.integers(0, 2**31),
+)
+def test_no_structure_is_in_two_parts(n: int, split: tuple[float, ...], seed: int):
+    asked = DataConfig(split=split).split
+    try:
+        found = make_split(asked, n, seed)
+    except ConfigError:
+        assert sum(asked) > n
+        return
+    assert_disjoint(found, n)
+    if sum(asked) > 1 + 1e-9:
+        assert sizes(found) == tuple(int(v) for v in asked)
+    else:
+        rest = (*asked, 1 - sum(asked))[:3]
+        assert all(abs(size - n * part) <= 1 for size, part in zip(sizes(found), rest, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ((0.8, 0.1, 0.1), (80, 10, 10)),
+        ((0.7, 0.2, 0.1), (70, 20, 10)),  # its sum is 0.9999999999999999, which PyKinML refuses
+        ((0.8, 0.1), (80, 10, 10)),
+        ((0.5, 0.1, 0.1), (50, 10, 10)),
+        ((1.0, 0.0, 0.0), (100, 0, 0)),
+        ((60, 10, 5), (60, 10, 5)),
+        ((60, 10), (60, 10, 0)),
+        ((99, 1, 0), (99, 1, 0)),
+    ],
+)
+def test_counts_and_fractions(split: tuple[float, ...], expected: tuple[int, ...]):
+    assert sizes(make_split(DataConfig(split=split).split, 100, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ((0.7, 0.2, 0.2), r"fractions must sum to at most 1, got 0.7, 0.2, 0.2; give counts instead"),
+        ((0.9, 0.2), "fractions must sum to at most 1"),
+        ((10.5, 2, 1), "fractions must sum to at most 1"),
+        ((0.0, 0.5, 0.5), "something to train on"),
+        ((0.8, -0.1, 0.1), "numbers of 0 or more"),
+        ((0.8,), "two or three numbers"),
+    ],
+)
+def test_splits_that_are_refused(split: tuple[float, ...], message: str):
+    with pytest.raises(ValidationError, match=message):
+        DataConfig(split=split)
+
+
+def test_more_than_there_is_is_refused():
+    with pytest.raises(ConfigError, match=r"split asks for 90 \+ 10 \+ 1 structures, and the data hold 100"):
+        make_split((90, 10, 1), 100, 0)
+
+
+def test_the_seed_decides():
+    first, again, other = make_split((0.8, 0.1), 100, 4), make_split((0.8, 0.1), 100, 4), make_split((0.8, 0.1), 100, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first.train, other.train)
+    assert not np.array_equal(first.train, np.sort(first.train)), "training order must be shuffled"
+
+
+MARKS = [2, -1, 2, 2, -1, 2, 2, 2, -1, 2]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"), [((5, 2, 0), (5, 2, 3)), ((5, 2), (5, 2, 3)), ((3, 1, 2), (3, 1, 2)), ((1, 0, 0), (1, 0, 3))]
+)
+def test_counts_within_split_files(split: tuple[float, ...], expected: tuple[int, ...]):
+    asked = DataConfig(split=split, split_files=("tvt.txt",)).split
+    found = make_split_from_marks(asked, MARKS, 0)
+    assert sizes(found) == expected
+    assert_disjoint(found, len(MARKS))
+    assert {MARKS[m] for m in (*found.train, *found.valid)} == {2}
+    assert {MARKS[m] for m in found.test} == {-1}
+    assert np.array_equal(found.train, make_split_from_marks(asked, MARKS, 0).train)
+
+
+@pytest.mark.parametrize("split", [(6, 2, 0), (5, 1, 4)])
+def test_more_than_the_split_files_hold_is_refused(split: tuple[float, ...]):
+    with pytest.raises(ConfigError, match=r"split files hold 7 marked 2 and 3 marked -1; ask for less"):
+        make_split_from_marks(split, MARKS, 0)
+
+
+def test_fractions_of_split_files_are_refused():
+    with pytest.raises(ValidationError, match="counts when split_files is given"):
+        DataConfig(split=(0.8, 0.1, 0.1), split_files=("tvt.txt",))
+
+
+def test_a_split_is_read_as_it_was_written(tmp_path: Path):
+    ids, energies = np.array([f"CH4/{k}" for k in range(30)]), np.random.default_rng(0).normal(-1000, 1, 30)
+    split = make_split((20, 4, 5), 30, 0)
+    write_split(tmp_path / "tvt.txt", split, ids, energies)
+    marks = read_split_files([tmp_path / "tvt.txt"])
+    assert list(marks) == ids[np.concatenate(split)].tolist()
+    assert list(marks.values()) == [2] * 24 + [-1] * 5
+    # PyKinML reads `id mark energy`
+    rows = [line.split() for line in (tmp_path / "tvt.txt").read_text().splitlines()]
+    assert [float(row[2]) for row in rows] == energies[np.concatenate(split)].tolist()
+
+
+def test_split_files_add_up(tmp_path: Path):
+    (tmp_path / "a").write_text("C5H5/1 2 -5262.1\n\n  C5H5/2 -1\n")
+    (tmp_path / "b").write_text("C2H2/1\t-1\t-2103.9 extra\n")
+    assert read_split_files([tmp_path / "a", tmp_path / "b"]) == {"C5H5/1": 2, "C5H5/2": -1, "C2H2/1": -1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("C5H5/1 2\nC5H5/2 1\n", r"a, line 2 must be .* got 'C5H5/2 1'"),
+        ("C5H5/1\n", r"a, line 1 must be"),
+        ("C5H5/1 train\n", r"a, line 1 must be"),
+        ("C5H5/1 2\nC5H5/2 2\nC5H5/1 -1\n", r"a, line 3: C5H5/1 is listed twice"),
+        ("\n", "must list structures, got none"),
+    ],
+)
+def test_split_files_that_are_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "a").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_split_files([tmp_path / "a"])
+
+
+def test_a_missing_split_file(tmp_path: Path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_split_files([tmp_path / "none"])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sample_tvt.txt", 2112), ("mf_tvt.txt", 56)])
+def test_real_split_files(shared: Path, name: str, expected: int):
+    marks = read_split_files([shared / "data" / name])
+    assert len(marks) == expected
+    assert set(marks.values()) == {2, -1}
