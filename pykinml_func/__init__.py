@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pykinml_func.data.database import read_databases, write_database
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.predictor import Predictor
-    from pykinml_func.potential.aev import aev_jacobians, aevs
+    from pykinml_func.potential.aev import aevs
+    from pykinml_func.potential.aev_jacobians import aev_jacobians
     from pykinml_func.potential.energy import energy, init_params
     from pykinml_func.potential.forces import energy_and_forces
     from pykinml_func.training.checkpoint import load_model, save_model
@@ -29,7 +30,8 @@ _HOMES = {
     "data.database": ("read_databases", "write_database"),
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.predictor": ("Predictor",),
-    "potential.aev": ("aev_jacobians", "aevs"),
+    "potential.aev": ("aevs",),
+    "potential.aev_jacobians": ("aev_jacobians",),
     "potential.energy": ("energy", "init_params"),
     "potential.forces": ("energy_and_forces",),
     "training.checkpoint": ("load_model", "save_model"),

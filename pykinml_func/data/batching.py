@@ -9,6 +9,7 @@ mixed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,10 @@ class Packer:
         self._sizes = np.diff(source.offsets)
         self.largest = int(self._sizes[members].max(initial=1))
         self._most_slots = self._worst_case()
-        self._tables = _Tables(source, members) if source.aevs is None else None
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        return _Tables(self.source, self.members)
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """The structures at `order`, cut into consecutive batches; the last is padded to the size of the others."""
@@ -115,36 +119,35 @@ class Packer:
         self, index: np.ndarray, rows: np.ndarray, owner: np.ndarray, slots: np.ndarray, shape: tuple[int, int]
     ) -> Features:
         source = self.source
-        if source.aevs is None or self._tables is not None:
+        if source.aevs is None:
             positions = self._spread(source.positions[rows], slots, shape)
             return Geometry(positions, self._tables.of_batch(index, slots, shape[0] * shape[1], self.device))
         packed = self._spread(source.aevs[rows], slots, shape)
         if source.jacobians is None:
             return CachedAEVs(packed)
-        return self._jacobian_features(packed, index, owner, slots)
+        return self._jacobian_features(packed, self._jacobians(source.jacobians, index, packed.shape[-1]), owner, slots)
 
     def _jacobian_features(
-        self, aevs: Tensor, index: np.ndarray, owner: np.ndarray, slots: np.ndarray
+        self, aevs: Tensor, jacobians: Tensor, owner: np.ndarray, slots: np.ndarray
     ) -> CachedJacobians:
-        n, length = self.largest, aevs.shape[-1]
+        n = self.largest
         within = np.arange(len(owner)) - np.searchsorted(owner, owner)
         place = np.zeros((self.batch_size, n), dtype=np.int64)
         place[owner, within] = slots
         rows = np.zeros(aevs.shape[0] * aevs.shape[1], dtype=np.int64)
         rows[slots] = owner * n + within
-        jacobians = self._jacobians(index, length)
         return CachedJacobians(aevs, jacobians, self._index(place), self._index(rows))
 
-    def _jacobians(self, index: np.ndarray, length: int) -> Tensor:
-        source, n = self.source, self.largest
-        assert source.jacobians is not None
+    def _jacobians(self, flat: np.ndarray, index: np.ndarray, length: int) -> Tensor:
+        """(M, n*D, 3n) of the structures at `index`. flat: `Source.jacobians`."""
+        n = self.largest
         starts, uniform = jacobian_offsets(self._sizes, length), (self._sizes[index] == n).all()
         full = uniform and len(index) == self.batch_size
         out = (torch.empty if full else torch.zeros)(self.batch_size, n * length, 3 * n, dtype=self.dtype)
         view = out.numpy().reshape(self.batch_size, n, length, 3 * n)
         for m, structure in enumerate(index):
             size = self._sizes[structure]
-            block = source.jacobians[starts[structure] : starts[structure + 1]]
+            block = flat[starts[structure] : starts[structure + 1]]
             view[m, :size, :, : 3 * size] = block.reshape(size, length, 3 * size)
         return out.to(self.device)
 

@@ -112,7 +112,8 @@ def read_databases(
         kelvin = "any" if temperature is None else f"{temperature:g}"
         raise DataError(
             f"no structure of {where} passes the filters (fidelity {_some(levels or ['any'])}, "
-            f"names {_some(names or ['any'])}, temperature {kelvin}); the files hold {'; '.join(_contents(path) for path in paths)}"
+            f"names {_some(names or ['any'])}, temperature {kelvin}); "
+            f"the files hold {'; '.join(_contents(path) for path in paths)}"
         )
     return _gather(rows, levels)
 

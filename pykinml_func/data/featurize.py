@@ -14,10 +14,11 @@ from torch.func import vmap
 from pykinml_func.config import AEVConfig
 from pykinml_func.data.elements import species_of
 from pykinml_func.errors import ConfigError
-from pykinml_func.potential.aev import aev_jacobians, aevs
+from pykinml_func.potential.aev import aevs
+from pykinml_func.potential.aev_jacobians import aev_jacobians
 from pykinml_func.types import Structures, atom_rows
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 16 * 2**20
 
 
 def jacobian_offsets(sizes: np.ndarray, length: int) -> np.ndarray:
@@ -71,7 +72,8 @@ def _bytes_of_aevs(n_atoms: int, length: int) -> int:
 
 
 def _bytes_of_jacobians(n_atoms: int, length: int) -> int:
-    return 3 * n_atoms * _bytes_of_aevs(n_atoms, length)
+    """Working memory of one structure: its Jacobian, and a centre's, a neighbour's and a third atom's slopes."""
+    return 8 * n_atoms**2 * (3 * length + 32 * n_atoms)
 
 
 def _native_aevs(config: AEVConfig, species: np.ndarray, positions: np.ndarray) -> np.ndarray:

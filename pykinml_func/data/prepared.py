@@ -148,15 +148,23 @@ def _create(path: Path, made_by: dict[str, object], structures: Structures, elem
 
 
 def _open(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    """The array at `path`, memory-mapped. Raises DataError where it was cut short."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        raise _corrupted(path) from None
     return array
 
 
 def _checked(path: Path, checksum: int) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
+    array = _open(path)
     if _checksum(array) != checksum:
-        raise DataError(f"{path} is not what was written there; delete {path.parent} and run again")
-    return array
+        raise _corrupted(path)
+    return np.array(array)
+
+
+def _corrupted(path: Path) -> DataError:
+    return DataError(f"{path} is not what was written there; delete {path.parent} and run again")
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -50,16 +50,17 @@ def angular_terms(
     cutoffs = cosine_cutoff(first, config.angular_cutoff) * cosine_cutoff(second, config.angular_cutoff)
     shells = torch.exp(-config.angular_eta * (mean.unsqueeze(-1) - shifts) ** 2) * cutoffs.unsqueeze(-1)
     base = 0.5 + 0.5 * (cosine.unsqueeze(-1) * torch.cos(sections) + sine.unsqueeze(-1) * torch.sin(sections))
-    return config.angular_prefactor * shells, _power(base, config.zeta)
+    return config.angular_prefactor * shells, power(base, config.zeta)
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
-    doublings = math.log2(exponent)
-    if not doublings.is_integer() or doublings < 0:
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base**exponent; whole exponents by squaring, which is faster than pow and has a derivative at 0."""
+    if not float(exponent).is_integer() or exponent < 1:
         return base**exponent
-    for _ in range(int(doublings)):
-        base = base * base
-    return base
+    if exponent == 1:
+        return base
+    half = power(base, int(exponent) // 2)
+    return half * half * base if int(exponent) % 2 else half * half
 
 
 def aevs_of_neighbours(config: AEVConfig, tables: NeighbourTables, positions: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def _angular_part(config: AEVConfig, tables: NeighbourTables, positions: Tensor)
     first_length, second_length = _lengths(first, present), _lengths(second, present)
     first, second = first / first_length.unsqueeze(-1), second / second_length.unsqueeze(-1)
     cosine = config.beta * (first * second).sum(dim=-1)
-    sine = _scaled_sine(config.beta, first, second)
+    sine = scaled_sine(config.beta, first, second)
     shells, sections = angular_terms(config, first_length, second_length, cosine, sine)
     shells = shells * present.unsqueeze(-1)
     widths = [table.shape[1] for table in tables.pairs]
@@ -103,7 +104,7 @@ def _lengths(vectors: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, (vectors * vectors).sum(dim=-1), 1.0).sqrt()
 
 
-def _scaled_sine(beta: float, first: Tensor, second: Tensor) -> Tensor:
+def scaled_sine(beta: float, first: Tensor, second: Tensor) -> Tensor:
     """Sine of the angle whose cosine is beta cos(theta); first, second: (A,P,3) unit vectors. Returns (A,P).
 
     1 - beta² cos² is written as (1 - beta²) + beta² |first x second|², which does not cancel near collinear atoms.
@@ -153,20 +154,19 @@ def aevs(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
     return aevs_of_neighbours(config, tables_of(config, species), positions)
 
 
-def aev_jacobians(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
-    """dAEV/dxyz of one structure. species: (n,); positions: (n,3) Å. Returns (n,D,n,3) in 1/Å."""
-    jacobian: Tensor = torch.func.jacfwd(aevs, argnums=2)(config, species, positions)
-    return jacobian
-
-
 def tables_of(config: AEVConfig, species: Tensor) -> NeighbourTables:
     """The neighbour tables of one structure. species: (n,) indices into `config.elements`. Raises ValueError."""
+    return _tables(checked_indices(config, species), len(config.elements), species.device)
+
+
+def checked_indices(config: AEVConfig, species: Tensor) -> tuple[int, ...]:
+    """species (n,) as a tuple. Raises ValueError for an index outside the elements."""
     indices = tuple(species.tolist())
     if any(not 0 <= index < len(config.elements) for index in indices):
         raise ValueError(
             f"species must be indices into the {len(config.elements)} elements {config.elements}, got {indices}"
         )
-    return _tables(indices, len(config.elements), species.device)
+    return indices
 
 
 @lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ import math
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -71,8 +72,9 @@ def packing_of(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=4096)
 def _packing(species: tuple[int, ...], n_species: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # through numpy: a tensor made inside grad or vmap would be kept with that transform's wrapper around it
     members = [[atom for atom, kind in enumerate(species) if kind == s] for s in range(n_species)]
     width = max(len(atoms) for atoms in members)
-    slots = torch.tensor([atoms + [0] * (width - len(atoms)) for atoms in members], device=device)
-    mask = torch.tensor([[slot < len(atoms) for slot in range(width)] for atoms in members], device=device)
-    return slots, mask
+    slots = np.array([atoms + [0] * (width - len(atoms)) for atoms in members])
+    mask = np.array([[slot < len(atoms) for slot in range(width)] for atoms in members])
+    return torch.from_numpy(slots).to(device), torch.from_numpy(mask).to(device)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pykinml_func import __version__
 from pykinml_func.config import ModelConfig
@@ -71,12 +72,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Mo
     if not path.is_file():
         raise ModelError(f"no model file {path}; `pykinml train` writes model.safetensors into its run directory")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             model_config = _read_config(path, file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ModelError(f"{path} must be a model of `pykinml train` (.safetensors): {error}") from None
-    return model_config, _params_from(path, model_config, tensors)
+    params: Params = tree_map(lambda tensor: tensor.to(device), _params_from(path, model_config, tensors))
+    return model_config, params
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:

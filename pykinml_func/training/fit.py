@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import psutil
 import torch
+from torch.utils._pytree import tree_map
 
-from pykinml_func.config import RunConfig, write_toml
+from pykinml_func.config import RunConfig, TrainConfig, write_toml
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import jacobian_offsets
@@ -95,23 +96,32 @@ class Reporter(Protocol):
         """The model is written."""
 
 
-def prepare(config: RunConfig, reporter: Reporter) -> tuple[PreparedSet, RunConfig]:
-    """Open or make the prepared set that `config` needs; returns it, and the config with elements and force path
-    filled in.
-    """
+def prepare(config: RunConfig, reporter: Reporter) -> PreparedSet:
+    """Open or make the prepared set that training with `config` needs. Raises ConfigError or DataError."""
     started = time.perf_counter()
+    prepared, config = _open(config)
+    _complete(prepared, config, reporter, started)
+    return prepared
+
+
+def _open(config: RunConfig) -> tuple[PreparedSet, RunConfig]:
+    """The structures, and the config with elements and force path filled in."""
     prepared = open_prepared(config.data, config.model.aev, config.training.precision)
-    if config.training.forces:
+    model = config.model.model_copy(update={"aev": prepared.aev})
+    training = config.training
+    if training.forces:
         _require_forces(prepared.structures)
-    path = _force_path(config, prepared)
+        training = training.model_copy(update={"force_path": _force_path(training, prepared)})
+    return prepared, config.model_copy(update={"model": model, "training": training})
+
+
+def _complete(prepared: PreparedSet, config: RunConfig, reporter: Reporter, started: float) -> None:
+    """Compute the AEVs and Jacobians that are needed and not there yet. started: when the set was asked for."""
     contents: Contents = "aevs"
     if config.training.forces:
-        contents = "jacobians" if path == "jacobian" else "structures"
+        contents = "jacobians" if config.training.force_path == "jacobian" else "structures"
     complete(prepared, contents, reporter.featurizing)
     reporter.prepared(prepared, time.perf_counter() - started)
-    model = config.model.model_copy(update={"aev": prepared.aev})
-    training = config.training.model_copy(update={"force_path": path})
-    return prepared, config.model_copy(update={"model": model, "training": training})
 
 
 def _require_forces(structures: Structures) -> None:
@@ -120,16 +130,16 @@ def _require_forces(structures: Structures) -> None:
         owners = np.unique(np.searchsorted(structures.offsets, np.flatnonzero(lacking), side="right") - 1)
         raise DataError(
             f"forces must be there for every structure when training to them, and {len(owners)} of "
-            f"{structures.n_structures} have "
-            f"none, {structures.ids[owners[0]]} first; leave those out, or train without forces"
+            f"{structures.n_structures} have none, {structures.ids[owners[0]]} first; leave those out, or train "
+            "without forces"
         )
 
 
-def _force_path(config: RunConfig, prepared: PreparedSet) -> str:
-    if config.training.force_path != "auto":
-        return config.training.force_path
+def _force_path(training: TrainConfig, prepared: PreparedSet) -> str:
+    if training.force_path != "auto":
+        return training.force_path
     entries = int(jacobian_offsets(prepared.structures.sizes, prepared.aev.length)[-1])
-    needed = entries * np.dtype(config.training.precision).itemsize
+    needed = entries * np.dtype(training.precision).itemsize
     return "jacobian" if needed < _JACOBIAN_SHARE * psutil.virtual_memory().available else "positions"
 
 
@@ -147,8 +157,10 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
             f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
         )
     device = _device(training.device)
-    prepared, config = prepare(config, reporter)
+    started = time.perf_counter()
+    prepared, config = _open(config)
     split = _split(config, prepared.structures)
+    _complete(prepared, config, reporter, started)
     source, self_energies = _source(config, prepared, split)
     loaders = _loaders(config, source, split, device)
 
@@ -267,7 +279,7 @@ def _device(name: str) -> torch.device:
 
 
 def _to(params: Params, device: torch.device) -> Params:
-    moved: Params = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device), params)
+    moved: Params = tree_map(lambda tensor: tensor.to(device), params)
     return moved
 
 
