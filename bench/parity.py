@@ -9,12 +9,13 @@ difference over every metric of every epoch; the exit code is 1 where it is abov
 PyKinML 1.1.2 has a fault in batches of mixed sizes: it pads each structure's list of Jacobians to the most atoms of
 an element in the set, but not the list of dE/dAEV that it multiplies with them, so that most atoms meet the Jacobian
 of another one (`MisalignedJacobians`). The reference runs on mixed sizes hold that fault, and following them means to
-repeat it, here and nowhere else. `--right- jacobians` does not.
+repeat it, here and nowhere else. `--right-jacobians` does not.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,7 +232,8 @@ def largest_difference(reference: dict[str, float], found: dict[str, float]) -> 
     computed.
     """
     metrics = [name for name in reference if name.endswith("loss")]
-    return max((abs(found[name] / reference[name] - 1), name) for name in metrics)
+    differences = [(abs(found[name] / reference[name] - 1), name) for name in metrics]
+    return max(differences, key=lambda pair: (math.isnan(pair[0]), pair[0]))
 
 
 def main(
@@ -246,6 +248,8 @@ def main(
     """Replay a PyKinML reference run and compare every metric of every epoch."""
     paths: list[ForcePath] = [path for path in ("jacobian", "positions") if force_path in (path, "both")]
     try:
+        if not paths:
+            raise PyKinMLError(f"--force-path must be jacobian, positions or both, got {force_path}")
         reference = read_reference(run)
         worst = 0.0
         for path in paths if reference.settings["floss"] else paths[:1]:
@@ -254,7 +258,7 @@ def main(
             ):
                 difference, metric = largest_difference(theirs, ours)
                 print(f"{run.stem}, {path}, epoch {number}: {difference:.2e} ({metric})")
-                worst = max(worst, difference)
+                worst = max(worst, difference, key=lambda value: (math.isnan(value), value))
     except (PyKinMLError, OSError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None

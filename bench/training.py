@@ -26,10 +26,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pykinml_func import __version__
 from pykinml_func.config import RunConfig, build_config
 from pykinml_func.data.prepared import Advance, PreparedSet
 from pykinml_func.training.fit import RunResult, Setup, fit, prepare
+from pykinml_func.version import __version__
 
 
 class Case(NamedTuple):

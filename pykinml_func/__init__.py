@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pykinml_func.version import __version__
 
 if TYPE_CHECKING:
     from pykinml_func.config import AEVConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -55,6 +55,7 @@ __all__ = [
     "Structures",
     "TrainConfig",
     "TrainState",
+    "__version__",
     "adam",
     "aev_jacobians",
     "aevs",

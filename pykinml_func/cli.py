@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pykinml_func import __version__
 from pykinml_func.errors import ConfigError, PyKinMLError
+from pykinml_func.version import __version__
 
 if TYPE_CHECKING:
     from pykinml_func.config import RunConfig, Setting

@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_origin
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -22,7 +22,7 @@ Activation = Literal["gaussian", "tanh", "identity", "relu", "silu"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AEVConfig(_Frozen):
@@ -69,7 +69,7 @@ class AEVConfig(_Frozen):
         """Counts follow given grids; the grids that are missing follow aevmod's rule (its class `aev`)."""
         given = dict(values)
         for count, grid in _GRIDS.items():
-            if given.get(grid):
+            if isinstance(given.get(grid), list | tuple) and given[grid]:
                 given.setdefault(count, len(given[grid]))
         if not all(_is_number(given.get(k, 1)) for k in (*_GRIDS, "radial_cutoff", "angular_cutoff")):
             return given
@@ -91,6 +91,12 @@ class AEVConfig(_Frozen):
     def _check(self) -> Self:
         if len(set(self.elements)) != len(self.elements):
             raise ValueError(f"elements must differ from each other, got {', '.join(self.elements)}")
+        if self.elements:
+            from ase.data import chemical_symbols
+
+            unknown = [symbol for symbol in self.elements if symbol not in chemical_symbols[1:]]  # [0] is X, a dummy
+            if unknown:
+                raise ValueError(f"elements must be chemical symbols, such as C or Cl, got {', '.join(unknown)}")
         for count, grid in _GRIDS.items():
             if len(getattr(self, grid)) != getattr(self, count):
                 raise ValueError(
@@ -150,8 +156,8 @@ class ModelConfig(_Frozen):
                 f"activations must be one for each layer of neurons, got {len(self.activations)} for "
                 f"{len(self.neurons)} layers"
             )
-        if self.neurons[-1] != 1:
-            raise ValueError(f"neurons must end with 1, the atomic energy, got {self.neurons[-1]}")
+        if self.neurons[-1:] != (1,):
+            raise ValueError(f"neurons must end with 1, the atomic energy, got {', '.join(map(str, self.neurons))}")
         return self
 
 
@@ -312,6 +318,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
         name = key.replace("-", "_")
         targets: tuple[str, ...]
         if name.lower() == "no_biases":
+            if not isinstance(value, bool):
+                raise ConfigError(f"{key} must be true or false, got {value!r}")
             targets, values = ("biases",), [not value]
         else:
             targets = (name,) if name in SETTINGS else by_lower_name.get(name.lower(), ())
@@ -354,11 +362,29 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
 
 
+_PLAIN_WORDS = {
+    "tuple_type": "a list",
+    "string_type": "text",
+    "path_type": "a path",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+}
+"""What pydantic's error types say in the words of a user."""
+
+
 def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     name = next((str(part) for part in reversed(item["loc"]) if isinstance(part, str) and part in SETTINGS), "setting")
-    message = item["msg"].removeprefix("Input should be ")
+    if item["type"] in ("missing", "too_long"):
+        message = f"{len(get_args(SETTINGS[name].annotation))} values"
+    else:
+        message = _PLAIN_WORDS.get(item["type"]) or item["msg"].removeprefix("Input should be ")
     return f"{name} must be {message}, got {item['input']!r}"
 
 
@@ -372,6 +398,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         tree = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} must be TOML: {error}") from None
     flat = canonical(dict(_leaves(tree)))
@@ -397,5 +425,7 @@ def write_toml(path: Path, config: RunConfig) -> None:
     aev = config.model.aev
     for name in GRID_FIELDS if aev == aev.by_rule() else _GRIDS:
         del tree["model"]["aev"][name]
+    if config.training.force_weight > 0 and not config.training.forces:
+        del tree["training"]["force_weight"]  # the default, which reads as a contradiction when it is given
     text = tomlkit.dumps(tree)
     write_atomically(path, lambda temporary: temporary.write_text(text))

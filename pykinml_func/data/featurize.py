@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +27,18 @@ def jacobian_offsets(sizes: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(3 * length * sizes.astype(np.int64) ** 2)])
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for many small operations, which several would slow down on a machine that has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fill_aevs(
     config: AEVConfig, structures: Structures, backend: str, out: np.ndarray, advance: Callable[[int], None]
 ) -> None:
@@ -36,6 +49,7 @@ def fill_aevs(
         advance(len(index))
 
 
+@_one_thread()
 def fill_jacobians(
     config: AEVConfig, structures: Structures, backend: str, out: np.ndarray, advance: Callable[[int], None]
 ) -> None:

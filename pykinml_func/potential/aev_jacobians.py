@@ -101,7 +101,8 @@ def _angular_blocks(config: AEVConfig, directions: _Directions, third: np.ndarra
     shell_slopes = gaussians * cutoff_slope[..., None, None] - config.angular_eta * offsets * shells
     sections, section_slopes = _sections_and_slopes(config, unit, other, cosine)
 
-    turn = (other - cosine.unsqueeze(-1) * unit) / near.unsqueeze(-1)
+    # other - cosine unit, as a double cross product: never longer than the sine that its factor is divided by
+    turn = torch.linalg.cross(torch.linalg.cross(unit, other), unit) / near.unsqueeze(-1)
     turned = (section_slopes.unsqueeze(-1) * turn.unsqueeze(-2)).flatten(-2)
     stretched = (shell_slopes.transpose(-1, -2) @ sections).flatten(-2).unsqueeze(-1) * units.unsqueeze(-2)
     return stretched + (shells.transpose(-1, -2) @ turned).unflatten(-1, (-1, 3)).flatten(-3, -2)

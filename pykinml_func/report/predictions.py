@@ -17,7 +17,7 @@ _MOST_ROWS = 40
 
 def print_predictions(images: Sequence[Atoms], predictions: Sequence[Prediction], output: Path | None) -> None:
     """Energies (eV) and largest forces (eV/Å), one structure a row, and where all of it was written."""
-    table = Table("structure", "formula", "energy [eV]", "largest force [eV/Å]")
+    table = Table("structure", "formula", "energy, eV", "largest force, eV/Å")
     for column in table.columns[2:]:
         column.justify = "right"
     for number, (image, prediction) in enumerate(zip(images, predictions, strict=True), start=1):

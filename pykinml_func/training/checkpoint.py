@@ -16,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pykinml_func import __version__
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.files import write_atomically
 from pykinml_func.training.schedules import PlateauState
 from pykinml_func.types import Networks, Params, TrainState
+from pykinml_func.version import __version__
 
 _FORMAT = "pykinml_func model"
 _FORMAT_VERSION = 1
@@ -84,6 +84,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Mo
 def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
     if metadata.get("format") != _FORMAT:
         raise ModelError(f"{path} must be a model of `pykinml train`; it is a safetensors file of something else")
+    if not {"format_version", "model"} <= metadata.keys() or not metadata["format_version"].isdecimal():
+        raise ModelError(f"{path} lacks the configuration of a model; it is damaged")
     if int(metadata["format_version"]) > _FORMAT_VERSION:
         raise ModelError(
             f"{path} is of model format {metadata['format_version']} (pykinml-func "
@@ -93,7 +95,8 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(metadata["model"])
     except ValidationError as error:
-        raise ModelError(f"{path} holds a configuration that cannot be used: {error}") from None
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ModelError(f"{path} holds a configuration that cannot be used: {faults}") from None
 
 
 def _params_from(path: Path, model_config: ModelConfig, tensors: dict[str, Any]) -> Params:
@@ -105,7 +108,9 @@ def _params_from(path: Path, model_config: ModelConfig, tensors: dict[str, Any])
     except KeyError as error:
         raise ModelError(f"{path} lacks the tensor {error}; it is damaged, or no whole model") from None
     species, widths = len(model_config.aev.elements), (model_config.aev.length, *model_config.neurons)
-    expected = [(species, widths[k + 1], widths[k]) for k in layers]
-    if [tuple(weight.shape) for weight in weights] != expected:
-        raise ModelError(f"{path} must hold weights of shapes {expected}, got {[tuple(w.shape) for w in weights]}")
+    expected: dict[str, tuple[int, ...]] = {f"weights.{k}": (species, widths[k + 1], widths[k]) for k in layers}
+    expected |= {f"biases.{k}": (species, widths[k + 1]) for k in layers if model_config.biases}
+    for name, shape in {**expected, "self_energies": (species,)}.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ModelError(f"{path} must hold {name} of shape {shape}, got {tuple(tensors[name].shape)}")
     return params

@@ -18,6 +18,9 @@ _COMPILE_SECONDS = 45.0
 (bench/results/training.json).
 """
 
+_MOST_SHAPES = 128
+"""Batches of mixed sizes can meet more shapes than torch's default limit of 8, past which it refuses to run."""
+
 _SAVED_SECONDS: dict[str | None, tuple[float, float]] = {
     None: (2e-3, 0.0),
     "jacobian": (0.0, 0.0),
@@ -54,7 +57,11 @@ class CompiledStep:
     def __init__(self, step: Callable[..., Any]) -> None:
         """The compiled code is kept in the user's cache directory (or TORCHINDUCTOR_CACHE_DIR), for later runs."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("pykinml-func") / "inductor"))
-        self._step = torch.compile(step, fullgraph=True, dynamic=False)
+        limits: dict[str, Any] = {
+            "recompile_limit": _MOST_SHAPES,
+            "isolate_recompiles": True,
+        }  # not in torch's stubs
+        self._step = torch.compile(step, fullgraph=True, dynamic=False, **limits)
         self._signatures: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, *arguments: Any) -> Any:

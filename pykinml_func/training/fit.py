@@ -156,6 +156,8 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
         raise ConfigError(
             f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
         )
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"output must be a directory, got the file {directory}; choose another with --output")
     device = _device(training.device)
     started = time.perf_counter()
     prepared, config = _open(config)
@@ -177,6 +179,7 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     reporter.ready(Setup(config, prepared.structures, split, self_energies, params, compiled))
 
     directory.mkdir(parents=True, exist_ok=True)
+    _clear(directory)
     write_toml(directory / "config.toml", config)
     write_split(directory / "split.txt", split, prepared.structures.ids, prepared.structures.energies[:, 0])
     loop = _Loop(config, loaders, params, compiled)
@@ -198,6 +201,13 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes)
     reporter.finished(result)
     return result
+
+
+def _clear(directory: Path) -> None:
+    """Remove what a replaced run left, so that no file of it passes for one of the new run."""
+    for name in ("model.safetensors", "metrics.jsonl", "checkpoints/epoch_*.safetensors"):
+        for path in directory.glob(name):
+            path.unlink()
 
 
 class _Loop:
@@ -230,13 +240,16 @@ class _Loop:
         return sum(step.shapes for step in (self._step, self._evaluate) if isinstance(step, CompiledStep))
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record."""
-        started, sums = time.perf_counter(), []
+        """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record.
+
+        The loop's state changes at the end alone, so that an interrupted epoch leaves that of the one before.
+        """
+        started, state, sums = time.perf_counter(), self.state, []
         for batch in self.loaders["train"].epoch(self.epoch):
-            self.state, step_sums = self._step(self.state, batch)
+            state, step_sums = self._step(state, batch)
             sums.append(step_sums)
         train = summary(add_sums(sums))
-        valid = summary(add_sums(self._evaluate(self.state.params, batch) for batch in self._validation))
+        valid = summary(add_sums(self._evaluate(state.params, batch) for batch in self._validation))
         rmse = valid["energy_rmse"]
         if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
             raise PyKinMLError(
@@ -244,7 +257,7 @@ class _Loop:
                 f"({self.plateau.learning_rate:g} now)"
             )
         if rmse < self._best_rmse:
-            self.best, self._best_rmse = self.state.params, rmse
+            self.best, self._best_rmse = state.params, rmse
         record = {"epoch": self.epoch + 1, "learning_rate": self.plateau.learning_rate}
         record |= {
             f"{part}_{name}": value
@@ -254,9 +267,7 @@ class _Loop:
         record["seconds"] = time.perf_counter() - started
         training = self.config.training
         self.plateau = reduce_on_plateau(self.plateau, rmse, training.patience, training.threshold, training.decay)
-        self.state = self.state._replace(
-            learning_rate=torch.full_like(self.state.learning_rate, self.plateau.learning_rate)
-        )
+        self.state = state._replace(learning_rate=torch.full_like(state.learning_rate, self.plateau.learning_rate))
         self.history.append(record)
         return record
 
