@@ -1,7 +1,7 @@
 """Batches of few shapes: atoms packed by species into (S,N) slots, the rest of which is padding.
 
-M is fixed and N comes from a short ladder, so that a compiled step meets a handful of shapes even where sizes are
-mixed.
+M is fixed and N is one of three widths at most, so that a compiled step meets as few shapes where sizes are mixed.
+
 # M structures of a batch, A atoms of all structures, S species, N atoms a species (padded), n atoms of the largest
 # structure, D AEV length
 """
@@ -20,6 +20,8 @@ from pykinml_func.data.featurize import jacobian_offsets
 from pykinml_func.potential.aev import neighbour_lists
 from pykinml_func.potential.features import CachedAEVs, CachedJacobians, Geometry
 from pykinml_func.types import Batch, Features, NeighbourTables, atom_rows
+
+_SAMPLED_BATCHES = 256
 
 
 class Source(NamedTuple):
@@ -53,7 +55,7 @@ class Packer:
         self.batch_size = max(1, min(batch_size, len(members)))
         self._sizes = np.diff(source.offsets)
         self.largest = int(self._sizes[members].max(initial=1))
-        self._most_slots = self._worst_case()
+        self._widths = self._ladder()
 
     @cached_property
     def _tables(self) -> _Tables:
@@ -61,8 +63,11 @@ class Packer:
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """The structures at `order`, cut into consecutive batches; the last is padded to the size of the others."""
-        for start in range(0, len(order), self.batch_size):
-            yield self.pack(order[start : start + self.batch_size])
+        return (self.pack(index) for index in self.cut(order))
+
+    def cut(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """The indices of each of these batches."""
+        return (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
 
     def pack(self, index: np.ndarray) -> Batch:
         """One batch of the structures at `index`."""
@@ -88,27 +93,32 @@ class Packer:
             weights,
         )
 
-    def unpack(self, batch: Batch, per_atom: Tensor) -> np.ndarray:
-        """The atoms' rows of `per_atom` (S,N,...) in the order of the batch's structures, sorted by species in each
-        of them.
-        """
-        real = batch.structure_index.flatten() < self.batch_size
-        order = torch.argsort(batch.structure_index.flatten()[real], stable=True)
-        packed: np.ndarray = per_atom.flatten(0, 1)[real][order].cpu().numpy()
-        return packed
+    def unpack(self, index: np.ndarray, per_atom: Tensor) -> np.ndarray:
+        """The rows of `per_atom` (S,N,...) of the atoms of the structures at `index`, in the source's order of atoms.
 
-    def _worst_case(self) -> int:
-        """The most slots of a species that any batch can need."""
+        per_atom: what was computed from `pack(index)`.
+        """
+        slots, _ = self._slots(self.source.species[atom_rows(self.source.offsets, index)])
+        found: np.ndarray = per_atom.flatten(0, 1).cpu().numpy()[slots]
+        return found
+
+    def _ladder(self) -> np.ndarray:
+        """The widths N that batches take: what most random batches need, what nearly all do, and what any can need."""
         counts = np.zeros((len(self.members), self.source.n_species), dtype=np.int64)
         rows = atom_rows(self.source.offsets, self.members)
         owner = np.repeat(np.arange(len(self.members)), self._sizes[self.members])
         np.add.at(counts, (owner, self.source.species[rows]), 1)
-        return int(np.sort(counts, axis=0)[-self.batch_size :].sum(axis=0).max(initial=1))
+        most = np.sort(counts, axis=0)[-self.batch_size :].sum(axis=0).max(initial=1)
+        if len(counts) == 0:
+            return np.array([most])
+        drawn = np.random.default_rng(0).integers(len(counts), size=(_SAMPLED_BATCHES, self.batch_size))
+        needed = counts[drawn].sum(axis=1).max(axis=1)
+        return np.unique(np.minimum([np.quantile(needed, 0.9).astype(int), needed.max(), most], most).clip(1))
 
     def _slots(self, species: np.ndarray) -> tuple[np.ndarray, int]:
         """The slot of each atom (a,) in the flattened (S,N), and N."""
         counts = np.bincount(species, minlength=self.source.n_species)
-        width = min(_rounded_up(int(counts.max())), self._most_slots)
+        width = int(self._widths[np.searchsorted(self._widths, counts.max())])
         order = np.argsort(species, kind="stable")
         starts = np.cumsum(counts) - counts
         slots = np.empty_like(order)
@@ -202,9 +212,3 @@ def _widen(table: np.ndarray, width: int) -> np.ndarray:
     out = np.repeat(np.arange(len(table))[:, None], width, axis=1)
     out[:, : table.shape[1]] = table
     return out
-
-
-def _rounded_up(count: int) -> int:
-    """The next of a ladder whose steps are an eighth of a power of two: at most 1/8 of the slots are wasted."""
-    step = max(1, 2 ** (max(count, 1).bit_length() - 4))
-    return max(1, -(-count // step) * step)

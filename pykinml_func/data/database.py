@@ -136,7 +136,7 @@ def _read_database(
 ) -> Iterator[_Row]:
     numbers = np.array([atomic_numbers[symbol] for symbol in formula_symbols(path)])
     values = {
-        "levels": None if levels is None else json.dumps(list(levels)),
+        "levels": None if levels is None else json.dumps([int(level) for level in levels]),
         "names": json.dumps(list(names)) if names else None,
         "temperature": temperature,
         "ids": None if ids is None else json.dumps(list(ids)),
@@ -249,6 +249,10 @@ def write_database(path: Path, structures: Structures, methods: Mapping[int, str
         raise DataError(
             f"{path} must hold structures whose atoms are {path.name.split('.')[0]} in that order; others came"
         )
+
+    unnamed = set(structures.levels.tolist()) - set(methods)
+    if unnamed:
+        raise DataError(f"methods must name the method of every level, got none for {_some(sorted(unnamed))}")
 
     def write(temporary: Path) -> None:
         with closing(sqlite3.connect(temporary)) as connection, connection:

@@ -86,10 +86,11 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
         ids = None if marks is None else list(marks)
         structures = read_databases(paths, [data.fidelity], data.names, data.temperature, ids)
         _create(path, made_by, structures, aev.elements)
-    manifest = json.loads((path / _MANIFEST).read_text())
-    structures = Structures(
-        *(_checked(path / f"{name}.npy", manifest["checksums"][name]) for name in Structures._fields)
-    )
+    try:
+        checksums = json.loads((path / _MANIFEST).read_text())["checksums"]
+    except (json.JSONDecodeError, KeyError):
+        raise DataError(f"{path / _MANIFEST} is damaged; delete {path} and run again") from None
+    structures = Structures(*(_checked(path / f"{name}.npy", checksums[name]) for name in Structures._fields))
     return PreparedSet(path, structures, aev, data.aev_backend, precision, reused)
 
 

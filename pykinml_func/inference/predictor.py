@@ -90,8 +90,7 @@ class Predictor:
     def _source(self, images: Sequence[Atoms]) -> tuple[Source, np.ndarray]:
         """The images with the atoms of each sorted by species, and the place (A,) in the images of each sorted atom.
 
-        Sorted, all structures of a formula share one set of neighbour tables, and `Packer.unpack` returns the atoms in
-        the order that they have here.
+        Sorted, all structures of a formula share one set of neighbour tables.
         """
         elements = self.model_config.aev.elements
         species = np.concatenate([checked_species(elements, atoms, _label(m, atoms)) for m, atoms in enumerate(images)])
@@ -114,7 +113,7 @@ class Predictor:
             found = step(self.params, batch)
             energies[chunk] = found[0].cpu().numpy()
             if by_atom is not None:
-                by_atom[atom_rows(source.offsets, chunk)] = packer.unpack(batch, found[1])
+                by_atom[atom_rows(source.offsets, chunk)] = packer.unpack(chunk, found[1])
         return energies, by_atom
 
 

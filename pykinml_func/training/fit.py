@@ -343,13 +343,14 @@ def _predict(config: RunConfig, loader: Loader, params: Params) -> tuple[Predict
     forces = config.training.forces
     predict = build_predict_step(config.model, forces)
     energies, atomic_forces, sums = [], [], []
-    for batch in loader.epoch(0):
+    for index in loader.packer.cut(loader.packer.members):
+        batch = loader.packer.pack(index)
         found = predict(params, batch)
         sums.append(step_sums(batch, *found))
         real = batch.structure_mask > 0
         energies.append(torch.stack([batch.energies[real], found[0][real]]).cpu().numpy())
         if batch.forces is not None:
-            pair = [loader.packer.unpack(batch, per_atom) for per_atom in (batch.forces, found[1])]
+            pair = [loader.packer.unpack(index, per_atom) for per_atom in (batch.forces, found[1])]
             atomic_forces.append(np.stack(pair))
     together = np.concatenate(atomic_forces, axis=1) if atomic_forces else None
     return Predictions(np.concatenate(energies, axis=1), together), summary(add_sums(sums))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig
 from pykinml_func.data import featurize
 from pykinml_func.data.elements import species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
 from pykinml_func.errors import ConfigError
-from pykinml_func.potential.aev import aev_jacobians, aevs
 from pykinml_func.types import Structures
 
 CONFIG = AEVConfig(elements=("C", "H", "O"), n_radial=5, n_angular_radial=3, n_angular=4)

@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import vmap
+from torch.func import jacrev, vmap
 
+from pykinml_func import aev_jacobians
 from pykinml_func.config import AEVConfig
 from pykinml_func.data.database import read_databases
-from pykinml_func.potential.aev import aev_jacobians, aevs
+from pykinml_func.potential.aev import aevs
 
 VALUE_TOLERANCE = 1e-12  # of sums of up to 36 terms below 1, each good to a few 1e-16
 JACOBIAN_TOLERANCE = 1e-10  # 1/Å; derivatives reach 10 and cancel
@@ -110,6 +111,14 @@ def reference_jacobian(config: AEVConfig, species: list[int], positions: np.ndar
         return np.array([list(column) for column in columns], dtype=float).T.reshape(-1, len(species), 3)
 
 
+def autodiff(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
+    """The derivatives that `energy` takes."""
+    return jacrev(aevs, argnums=2)(config, species, positions)
+
+
+both_derivatives = pytest.mark.parametrize("derivative", [aev_jacobians, autodiff])
+
+
 def by_aevmod(method: str, config: AEVConfig, species: list[int], positions: np.ndarray) -> np.ndarray:
     """positions: (G,n,3). Returns (G,n,D), or (G,n,D,n,3) for a Jacobian."""
     shells, cutoffs = (
@@ -171,9 +180,9 @@ def test_real_structures_match_aevmod(shared: Path, formula: str, every: int, be
     np.testing.assert_allclose(values[trusted], expected[trusted], rtol=0, atol=VALUE_TOLERANCE)
 
     # eval_Jac is no gradient unless beta is 1
-    derivative = "eval_Jac" if beta == 1.0 else "eval_Jac_sac"
+    method = "eval_Jac" if beta == 1.0 else "eval_Jac_sac"
     jacobians = native(aev_jacobians, config, species, positions[::every])
-    expected = by_aevmod(derivative, config, species, positions[::every])
+    expected = by_aevmod(method, config, species, positions[::every])
     np.testing.assert_allclose(jacobians[trusted[::every]], expected[trusted[::every]], rtol=0, atol=JACOBIAN_TOLERANCE)
     assert trusted.sum() >= trusted.size - 4, "the threshold must leave out only the few collinear centres"
 
@@ -195,13 +204,14 @@ def test_nearly_collinear_real_atoms_match_50_digits_where_aevmod_does_not(share
     assert max(aevmod_errors) > JACOBIAN_TOLERANCE, "aevmod agrees by now: compare with it everywhere instead"
 
 
-def test_nearly_collinear_atoms_match_50_digits():
+@both_derivatives
+def test_nearly_collinear_atoms_match_50_digits(derivative: Callable[..., Tensor]):
     config = SMALL.model_copy(update={"beta": 1.0})
     positions = np.array([[0.0, 1e-6, 0.0], [1.1, 0.0, 0.0], [-1.2, 0.0, 0.0], [2.3, 2e-6, 1e-6]])
     species = [0, 1, 0, 2]
     value, jacobian = (
         native(aevs, config, species, positions[None])[0],
-        native(aev_jacobians, config, species, positions[None])[0],
+        native(derivative, config, species, positions[None])[0],
     )
     np.testing.assert_allclose(value, reference_values(config, species, positions), rtol=0, atol=VALUE_TOLERANCE)
     for atom in range(4):
@@ -243,33 +253,38 @@ def test_given_grids_follow_the_equations(config: AEVConfig, make_positions: Pos
 LINEAR = np.array([[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [-1.06, 0.0, 0.0], [2.26, 0.0, 0.0]])
 
 
+@both_derivatives
 @pytest.mark.parametrize("beta", [0.95, 1.0])
-def test_derivatives_of_collinear_atoms_are_those_of_central_differences(beta: float):
+def test_derivatives_of_collinear_atoms_are_those_of_central_differences(
+    derivative: Callable[..., Tensor], beta: float
+):
     # at beta = 1 the sine has a cusp there, of which the symmetric derivative is 0
     config, species = SMALL.model_copy(update={"beta": beta}), [0, 0, 1, 1]
-    jacobian = native(aev_jacobians, config, species, LINEAR[None])[0]
+    jacobian = native(derivative, config, species, LINEAR[None])[0]
     expected = central_differences(config, species, LINEAR)
     np.testing.assert_allclose(jacobian, expected, rtol=0, atol=DIFFERENCE_TOLERANCE)
 
 
+@both_derivatives
 @pytest.mark.parametrize("beta", [0.95, 1.0])
-def test_derivatives_of_collinear_atoms_are_finite_in_any_direction(beta: float):
+def test_derivatives_of_collinear_atoms_are_finite_in_any_direction(derivative: Callable[..., Tensor], beta: float):
     # rounding bends tilted atoms by 1e-16, where a derivative by acos would divide by next to nothing
     config, species = SMALL.model_copy(update={"beta": beta}), [0, 0, 1, 1]
     orthogonal = np.linalg.qr(np.random.default_rng(5).normal(size=(20, 3, 3)))[0]
-    straight, *tilted = native(aev_jacobians, config, species, LINEAR @ np.concatenate([np.eye(3)[None], orthogonal]))
+    straight, *tilted = native(derivative, config, species, LINEAR @ np.concatenate([np.eye(3)[None], orthogonal]))
     assert np.isfinite(tilted).all()
     assert np.abs(tilted).max() < 2 * np.abs(straight).max()
 
 
+@both_derivatives
 @pytest.mark.parametrize("limit", ["radial_cutoff", "angular_cutoff"])
 @pytest.mark.parametrize("beyond", [-1e-9, -1e-15, 0.0, 1e-15, 1e-9])
-def test_values_and_slopes_vanish_at_the_cutoff(limit: str, beyond: float):
+def test_values_and_slopes_vanish_at_the_cutoff(derivative: Callable[..., Tensor], limit: str, beyond: float):
     config, species = SMALL, [0, 1, 2]
     reach = getattr(config, limit)
     distance = np.nextafter(reach, np.sign(beyond) * np.inf) if abs(beyond) == 1e-15 else reach + beyond
     bent = np.array([[0.0, 0.0, 0.0], [0.0, 1.1, 0.0], [distance, 0.0, 0.0]])
-    jacobian = native(aev_jacobians, config, species, bent[None])[0]
+    jacobian = native(derivative, config, species, bent[None])[0]
     assert np.isfinite(jacobian).all()
     if limit == "radial_cutoff":  # atom 2 is as good as gone for atom 0: the cutoff falls as (distance - reach)²
         oxygen = slice(2 * config.n_radial, 3 * config.n_radial)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.potential.aev import aev_jacobians, aevs
 from pykinml_func.types import Batch, Structures
 
 CONFIG = AEVConfig(elements=("C", "H", "O"), n_radial=5, n_angular_radial=3, n_angular=4)

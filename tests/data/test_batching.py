@@ -1,0 +1,148 @@
+"""Batches: every structure whole and in its place, few shapes, and nothing lost on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
+
+from pykinml_func.config import AEVConfig
+from pykinml_func.data.batching import Packer, Source
+from pykinml_func.potential.aev import neighbour_lists
+from pykinml_func.potential.features import Geometry
+from pykinml_func.types import Batch, Structures, atom_rows
+
+CONFIG = AEVConfig(elements=("C", "H", "O"), n_radial=2, n_angular_radial=2, n_angular=2)
+FORMULAS = ["CH4", "H", "C2H4O", "CO", "CH3OH", "H2O", "HOCO", "O3", "CH4", "C3H4"]
+
+Structured = Callable[..., Structures]
+Sourced = Callable[[Structures, AEVConfig, str], Source]
+
+
+def packer_of(source: Source, batch_size: int, members: np.ndarray | None = None) -> Packer:
+    everything = np.arange(len(source.offsets) - 1)
+    chosen = everything if members is None else members
+    return Packer(source, chosen, batch_size, torch.float64, torch.device("cpu"))
+
+
+@given(order=st.permutations(range(len(FORMULAS))), batch_size=st.integers(1, 12), length=st.integers(1, 10))
+def test_unpacking_inverts_packing(
+    make_structures: Structured, make_source: Sourced, order: list[int], batch_size: int, length: int
+):
+    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")
+    members = np.array(order[:length])
+    packer = packer_of(source, batch_size, members)
+    seen, energies = [], []
+    for batch in packer.batches(members):
+        index = members[len(seen) : len(seen) + packer.batch_size]
+        real = batch.structure_mask.bool()
+        assert real.tolist() == [True] * len(index) + [False] * (packer.batch_size - len(index))
+        energies += batch.energies[real].tolist()
+        expected = atom_rows(source.offsets, index)
+        np.testing.assert_array_equal(packer.unpack(index, batch.forces), source.forces[expected])
+        np.testing.assert_array_equal(packer.unpack(index, batch.features.aevs), source.aevs[expected])
+        slots = torch.arange(3)[:, None].expand(batch.structure_index.shape)
+        np.testing.assert_array_equal(packer.unpack(index, slots), source.species[expected])
+        seen += index.tolist()
+    assert seen == members.tolist()
+    np.testing.assert_array_equal(energies, source.energies[members])
+
+
+@pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
+def test_padding_holds_nothing(make_structures: Structured, make_source: Sourced, contents: str):
+    source = make_source(make_structures(FORMULAS), CONFIG, contents)
+    packer = packer_of(source, 4)
+    *_, last = packer.batches(np.arange(10))
+    padding = last.structure_index == packer.batch_size
+    assert padding.sum() == padding.numel() - 5 - 7  # CH4 and C3H4 are left for the last batch
+    assert last.structure_mask.tolist() == [1, 1, 0, 0]
+    assert last.energies[2:].tolist() == [0, 0]
+    assert not last.forces[padding].any()
+    assert not last.component_weights[padding].any()
+    rows = last.features.positions if isinstance(last.features, Geometry) else last.features.aevs
+    assert not rows[padding].any()
+
+
+def test_component_weights_make_a_mean_over_each_structures_components(
+    make_structures: Structured, make_source: Sourced
+):
+    packer = packer_of(make_source(make_structures(FORMULAS), CONFIG, "aevs"), 10)
+    batch = packer.pack(np.arange(10))
+    weights = torch.zeros(11, dtype=torch.float64).index_add(
+        0, batch.structure_index.flatten(), batch.component_weights.flatten()
+    )
+    torch.testing.assert_close(3 * weights[:10], torch.ones(10, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+def test_neighbours_are_the_other_atoms_of_the_same_structure(make_structures: Structured, make_source: Sourced):
+    source = make_source(make_structures(FORMULAS), CONFIG, "positions")
+    batch = packer_of(source, 10).pack(np.arange(10))
+    owner, species = batch.structure_index.flatten(), torch.arange(3).repeat_interleave(batch.structure_index.shape[1])
+    tables = batch.features.tables
+    kinds = [(a, b) for a in range(3) for b in range(a, 3)]
+    for slot in range(len(owner)):
+        mates = [s for s in range(len(owner)) if s != slot and owner[s] == owner[slot] < 10]
+        for element, table in enumerate(tables.neighbours):
+            found = [s for s in table[slot].tolist() if s != slot]
+            assert sorted(found) == [s for s in mates if species[s] == element]
+        for kind, table in zip(kinds, tables.pairs, strict=True):
+            found = [tuple(sorted(pair)) for pair in table[slot].tolist() if pair != [slot, slot]]
+            expected = [
+                (a, b)
+                for a in mates
+                for b in mates
+                if a < b and tuple(sorted((int(species[a]), int(species[b])))) == kind
+            ]
+            assert sorted(found) == expected
+
+
+def test_neighbour_lists_of_one_structure_are_padded_with_the_centre():
+    singles, pairs = neighbour_lists((0, 1, 1), 2)
+    assert [table.tolist() for table in singles] == [[[0], [0], [0]], [[1, 2], [2, 1], [1, 2]]]
+    assert [table.shape for table in pairs] == [(3, 0, 2), (3, 1, 2), (3, 1, 2)]
+    assert pairs[1].tolist() == [[[0, 0]], [[0, 2]], [[0, 1]]]
+    assert pairs[2].tolist() == [[[1, 2]], [[1, 1]], [[2, 2]]]
+
+
+def shapes(batches: list[Batch]) -> set[tuple[torch.Size, ...]]:
+    return {tuple(leaf.shape for leaf in tree_leaves(batch)) for batch in batches}
+
+
+@pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
+def test_mixed_sizes_meet_few_shapes(make_structures: Structured, make_source: Sourced, contents: str):
+    generator = np.random.default_rng(0)
+    structures = make_structures([FORMULAS[k] for k in generator.integers(0, len(FORMULAS), 300)])
+    packer = packer_of(make_source(structures, CONFIG, contents), 20)
+    batches = [batch for epoch in range(5) for batch in packer.batches(generator.permutation(300))]
+    assert len(batches) == 75
+    assert len(shapes(batches)) <= 3
+    fill = [(batch.structure_index < 20).sum(dim=1).max() / batch.structure_index.shape[1] for batch in batches]
+    assert np.mean(fill) >= 0.75, "most batches take the narrowest width, which nine in ten fit in"
+
+
+def test_like_structures_meet_one_shape_and_that_of_the_short_last_batch(
+    make_structures: Structured, make_source: Sourced
+):
+    packer = packer_of(make_source(make_structures(["CH4"] * 23), CONFIG, "jacobians"), 5)
+    *full, last = packer.batches(np.arange(23))
+    assert len(shapes(full)) == 1
+    assert last.structure_mask.shape == full[0].structure_mask.shape
+
+
+def test_a_batch_is_no_larger_than_its_part(make_structures: Structured, make_source: Sourced):
+    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")
+    assert packer_of(source, 500).batch_size == 10
+    none = packer_of(source, 500, np.array([], dtype=np.int64))
+    assert list(none.batches(none.members)) == []
+
+
+def test_single_precision(make_structures: Structured, make_source: Sourced):
+    source = make_source(make_structures(FORMULAS), CONFIG, "jacobians")
+    batch = Packer(source, np.arange(10), 10, torch.float32, torch.device("cpu")).pack(np.arange(10))
+    kinds = {leaf.dtype for leaf in tree_leaves(batch)}
+    assert kinds == {torch.float32, torch.int64}

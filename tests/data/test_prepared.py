@@ -1,0 +1,243 @@
+"""Prepared sets: reused when, and only when, the same data and settings made them; whole or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pykinml_func import aev_jacobians, aevs
+from pykinml_func.config import AEVConfig, DataConfig
+from pykinml_func.data import prepared as module
+from pykinml_func.data.database import read_databases, write_database
+from pykinml_func.data.featurize import jacobian_offsets
+from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
+from pykinml_func.errors import DataError
+from pykinml_func.types import Structures
+
+AEV = AEVConfig(n_radial=3, n_angular_radial=2, n_angular=2)
+BACKEND_TOLERANCE = 1e-10  # 1/Å; AEVs agree to 1e-12, Jacobians to 1e-10
+
+Opener = Callable[..., PreparedSet]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_structures: Callable[..., Structures]) -> Path:
+    write_database(tmp_path / "CH4.db", make_structures(["CH4"] * 5, 1, (0, 1)), {0: "low", 1: "high"})
+    write_database(tmp_path / "H2O.db", make_structures(["H2O"] * 3, 2, (0, 1)), {0: "low", 1: "high"})
+    return tmp_path
+
+
+@pytest.fixture
+def opened(folder: Path) -> Opener:
+    """Opens the prepared set of the folder's databases, with some settings changed."""
+
+    def prepare(aev: AEVConfig = AEV, precision: str = "float64", **changed: Any) -> PreparedSet:
+        settings = {"input": (str(folder / "*.db"),), "prepared": folder / "prepared", **changed}
+        return open_prepared(DataConfig(**settings), aev, precision)
+
+    return prepare
+
+
+def computed(prepared: PreparedSet, contents: module.Contents) -> list[tuple[str, int, int]]:
+    """What `complete` computes: name, structures announced, structures done."""
+    heard: list[list[Any]] = []
+
+    def featurizing(name: str, number: int) -> Callable[[int], None]:
+        heard.append([name, number, 0])
+
+        def advance(done: int) -> None:
+            heard[-1][2] += done
+
+        return advance
+
+    complete(prepared, contents, featurizing)
+    return [(name, number, done) for name, number, done in heard]
+
+
+def test_a_set_holds_the_structures_and_their_aevs(folder: Path, opened: Opener):
+    prepared = opened()
+    assert prepared.aev.elements == ("C", "H", "O")
+    expected = read_databases([folder / "CH4.db", folder / "H2O.db"], [1])
+    for name, a, b in zip(Structures._fields, prepared.structures, expected, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    complete(prepared, "jacobians")
+    starts = jacobian_offsets(expected.sizes, prepared.aev.length)
+    assert isinstance(prepared.jacobians, np.memmap)
+    for m, (a, b) in enumerate(zip(expected.offsets[:-1], expected.offsets[1:], strict=True)):
+        species = torch.tensor([{6: 0, 1: 1, 8: 2}[z] for z in expected.numbers[a:b].tolist()])
+        arguments = (prepared.aev, species, torch.from_numpy(expected.positions[a:b]))
+        np.testing.assert_allclose(prepared.aevs[a:b], aevs(*arguments), rtol=0, atol=BACKEND_TOLERANCE)
+        jacobian = prepared.jacobians[starts[m] : starts[m + 1]].reshape(b - a, -1, b - a, 3)
+        np.testing.assert_allclose(jacobian, aev_jacobians(*arguments), rtol=0, atol=BACKEND_TOLERANCE)
+
+
+def test_the_same_is_reused_and_computed_once(opened: Opener):
+    first = opened()
+    assert not first.reused
+    assert computed(first, "structures") == []
+    assert computed(first, "aevs") == [("aevs", 8, 8)]
+    assert computed(first, "jacobians") == [("jacobians", 8, 8)]
+    before = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
+    again = opened()
+    assert again.reused
+    assert again.path == first.path
+    assert computed(again, "jacobians") == computed(again, "aevs") == []
+    assert {path: path.stat().st_mtime_ns for path in first.path.iterdir()} == before
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "fidelity": {"fidelity": 0},
+    "names": {"names": ("name0",)},
+    "temperature": {"temperature": 300.0},
+    "one database": {"input": None},
+    "split file": {"split_files": None, "split": (3, 1, 0)},
+    "backend": {"aev_backend": "aevmod"},
+    "precision": {"precision": "float32"},
+    "beta": {"aev": {"beta": 1.0}},
+    "radial cutoff": {"aev": {"radial_cutoff": 5.0}},
+    "angular cutoff": {"aev": {"angular_cutoff": 3.5}},
+    "radial shells": {"aev": {"n_radial": 4}},
+    "angular shells": {"aev": {"n_angular_radial": 3}},
+    "sections": {"aev": {"n_angular": 3}},
+    "zeta": {"aev": {"zeta": 14.1}},
+    "eta": {"aev": {"radial_eta": 16.0}},
+    "shifts": {"aev": {"radial_shifts": (1.0, 2.0, 3.0)}},
+    "prefactor": {"aev": {"angular_prefactor": 2.0}},
+    "elements": {"aev": {"elements": ("H", "O", "C")}},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_setting_makes_another_set(folder: Path, opened: Opener, what: str):
+    changed = dict(CHANGES[what])
+    if "input" in changed:
+        changed["input"] = (str(folder / "CH4.db"),)
+    if "split_files" in changed:
+        (folder / "tvt.txt").write_text("CH4/1 2\nCH4/2 2\nH2O/1 2\nH2O/2 2\nCH4/4 -1\n")
+        changed["split_files"] = (str(folder / "tvt.txt"),)
+    if "aev" in changed:
+        changed["aev"] = AEVConfig(**{"n_radial": 3, "n_angular_radial": 2, "n_angular": 2, **changed["aev"]})
+    first, other = opened(), opened(**changed)
+    assert other.path != first.path
+    assert not other.reused
+    assert opened(**changed).reused
+    assert opened().reused, "the first set must stay"
+
+
+def test_what_does_not_shape_the_data_is_no_other_set(opened: Opener):
+    first = opened()
+    assert opened(split=(0.5, 0.5), fit_self_energies=False).path == first.path
+    assert opened(names=()).path == first.path
+    assert opened(names=("a%", "name%")).path == opened(names=("name%", "a%")).path
+    assert opened(aev=AEV.model_copy(update={"elements": ("C", "H", "O")})).path == first.path
+
+
+def test_a_changed_database_makes_another_set(folder: Path, opened: Opener):
+    first = opened()
+    with closing(sqlite3.connect(folder / "CH4.db")) as connection, connection:
+        connection.execute("UPDATE energy SET E = E + 1e-9 WHERE xyz_id = 2 AND fidelity = 1")
+    other = opened()
+    assert other.path != first.path
+    difference = other.structures.energies[:, 0] - first.structures.energies[:, 0]
+    assert np.flatnonzero(difference).tolist() == [1]
+
+
+def test_the_same_data_elsewhere_is_reused(folder: Path, opened: Opener, tmp_path_factory: pytest.TempPathFactory):
+    first, elsewhere = opened(), tmp_path_factory.mktemp("copy")
+    for name in ("CH4.db", "H2O.db"):
+        shutil.copyfile(folder / name, elsewhere / name)
+    again = opened(input=(str(elsewhere / "H2O.db"), str(elsewhere / "CH4.db")))
+    assert again.reused
+    assert again.path == first.path
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut short", "emptied"])
+def test_a_corrupted_array_is_noticed(opened: Opener, how: str):
+    path = opened().path / "energies.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes({"a bit": content, "cut short": content[:-8], "emptied": b""}[how])
+    with pytest.raises(DataError, match=r"energies.npy is not what was written there; delete .* and run again"):
+        opened()
+
+
+@pytest.mark.parametrize("name", ["aevs", "jacobians"])
+def test_features_that_were_cut_short_are_noticed(opened: Opener, name: str):
+    prepared = opened()
+    complete(prepared, "jacobians")
+    path = prepared.path / f"{name}.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match=rf"{name}.npy is not what was written there"):
+        getattr(opened(), name)
+
+
+def test_an_interrupted_computation_leaves_nothing_behind(opened: Opener):
+    prepared = opened()
+    before = sorted(path.name for path in prepared.path.iterdir())
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        complete(prepared, "aevs", lambda *_: interrupt)
+    assert sorted(path.name for path in prepared.path.iterdir()) == before
+    assert computed(opened(), "aevs") == [("aevs", 8, 8)]
+
+
+def test_an_interrupted_start_leaves_nothing_behind(folder: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            opened()
+    assert not (folder / "prepared").exists() or not list((folder / "prepared").iterdir())
+    assert not opened().reused
+
+
+def test_another_process_may_be_first(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    read = module.read_databases
+
+    def slowly(*arguments: Any) -> Structures:
+        monkeypatch.setattr(module, "read_databases", read)
+        opened()  # the other process
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "read_databases", slowly)
+    prepared = opened()
+    assert [path.name for path in prepared.path.parent.iterdir()] == [prepared.path.name]
+
+
+def test_a_full_disk_is_told_beforehand(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    prepared = opened()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.raises(DataError, match=r"aevs.npy needs .* GiB and the disk has .* free; choose another directory"):
+        complete(prepared, "aevs")
+
+
+def test_both_backends_agree(opened: Opener):
+    native, by_aevmod = opened(), opened(aev_backend="aevmod")
+    for prepared in (native, by_aevmod):
+        complete(prepared, "jacobians")
+    np.testing.assert_allclose(native.aevs, by_aevmod.aevs, rtol=0, atol=BACKEND_TOLERANCE)
+    np.testing.assert_allclose(native.jacobians, by_aevmod.jacobians, rtol=0, atol=BACKEND_TOLERANCE)
+
+
+def test_single_precision_is_the_rounded_double(opened: Opener):
+    double, single = opened(), opened(precision="float32")
+    for prepared in (double, single):
+        complete(prepared, "jacobians")
+    np.testing.assert_array_equal(single.aevs, double.aevs.astype(np.float32))
+    np.testing.assert_array_equal(single.jacobians, double.jacobians.astype(np.float32))
+    assert single.structures.positions.dtype == single.structures.energies.dtype == np.float64

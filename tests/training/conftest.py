@@ -1,0 +1,143 @@
+"""A small network on C2H2 and CH4, batches of made-up structures, and a database of a potential that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pykinml_func.config import AEVConfig, ModelConfig
+from pykinml_func.data.batching import Packer, Source
+from pykinml_func.data.database import write_database
+from pykinml_func.potential.energy import init_params
+from pykinml_func.training.optimizers import adam
+from pykinml_func.types import Batch, Params, Structures, TrainState
+
+AEV = AEVConfig(elements=("C", "H"), n_radial=4, n_angular_radial=2, n_angular=2)
+MODEL = ModelConfig(aev=AEV, neurons=(5, 3, 1), activations=("gaussian", "tanh", "identity"))
+FORMULAS = ("C2H2", "CH4", "C2H2", "C2H4", "CH4")
+
+MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture(scope="session")
+def model_config() -> ModelConfig:
+    return MODEL
+
+
+@pytest.fixture
+def params() -> Params:
+    drawn = init_params(MODEL, torch.Generator().manual_seed(1))
+    return Params(drawn.networks, torch.tensor([-1036.0, -13.5], dtype=torch.float64))
+
+
+def fresh_state(params: Params, learning_rate: float = 1e-3) -> TrainState:
+    rate = torch.tensor(learning_rate, dtype=torch.float64)
+    return TrainState(params, adam().init(params.networks), rate)
+
+
+@pytest.fixture
+def state(params: Params) -> TrainState:
+    return fresh_state(params)
+
+
+@pytest.fixture(scope="session")
+def labelled(make_structures: Callable[..., Structures]) -> Structures:
+    """Mixed sizes with random labels, energies of the size of those less self energies."""
+    structures = make_structures(FORMULAS, seed=4)
+    return structures._replace(energies=structures.energies + 1000)
+
+
+@pytest.fixture(scope="session")
+def make_batch(labelled: Structures, make_source: Callable[..., Source]) -> MakeBatch:
+    """A batch of `labelled`: index, contents (positions, aevs or jacobians), the size it is padded to, precision."""
+
+    def make(
+        index: Sequence[int] = range(len(FORMULAS)),
+        contents: str = "jacobians",
+        batch_size: int | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Batch:
+        source = make_source(labelled, AEV, contents)
+        packer = Packer(source, np.arange(len(FORMULAS)), batch_size or len(index), dtype, torch.device("cpu"))
+        return packer.pack(np.asarray(index))
+
+    return make
+
+
+BASES = {
+    "C2H2": [[0, 0, 0.6], [0, 0, -0.6], [0, 0, 1.66], [0, 0, -1.66]],
+    "CH4": [[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [0.63, -0.63, -0.63], [-0.63, 0.63, -0.63]],
+}
+NUMBERS = {"C2H2": [6, 6, 1, 1], "CH4": [6, 1, 1, 1, 1]}
+ATOMS = {6: -1036.0, 1: -13.5}
+"""eV"""
+
+
+def pair_potential(positions: np.ndarray) -> tuple[float, np.ndarray]:
+    """Sum over pairs of exp(-2x) - 2 exp(-x), x = (r - 1.2 Å) / 1 Å: Morse's. positions: (n,3). eV, (n,3) eV/Å."""
+    energy, forces = 0.0, np.zeros_like(positions)
+    for i in range(len(positions)):
+        for j in range(i):
+            vector = positions[i] - positions[j]
+            r = float(np.linalg.norm(vector))
+            x = r - 1.2
+            energy += np.exp(-2 * x) - 2 * np.exp(-x)
+            pull = (2 * np.exp(-2 * x) - 2 * np.exp(-x)) * vector / r
+            forces[i] += pull
+            forces[j] -= pull
+    return energy, forces
+
+
+def pair_structures(formula: str, count: int, seed: int) -> Structures:
+    generator = np.random.default_rng(seed)
+    base = np.array(BASES[formula], dtype=float)
+    geometries = [base + generator.normal(0, 0.1, base.shape) for _ in range(count)]
+    labels = [pair_potential(geometry) for geometry in geometries]
+    numbers = NUMBERS[formula]
+    atoms = sum(ATOMS[number] for number in numbers)
+    return Structures(
+        np.tile(numbers, count),
+        np.concatenate(geometries),
+        np.arange(count + 1) * len(numbers),
+        np.array([1]),
+        np.array([[atoms + energy] for energy, _ in labels]),
+        np.concatenate([forces for _, forces in labels])[:, None],
+        np.array([f"{formula}/{m + 1}" for m in range(count)]),
+        np.array([""] * count),
+        np.full(count, 300.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with C2H2.db and CH4.db, 14 and 10 structures of the pair potential."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (formula, count) in enumerate((("C2H2", 14), ("CH4", 10))):
+        write_database(folder / f"{formula}.db", pair_structures(formula, count, seed), {1: "Morse pairs"})
+    return folder
+
+
+@pytest.fixture
+def settings(databases: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run of a second, to which a test adds its own."""
+    return {
+        "input": (str(databases / "*.db"),),
+        "prepared": tmp_path / "prepared",
+        "output": tmp_path / "run",
+        "n_radial": 6,
+        "n_angular_radial": 2,
+        "n_angular": 3,
+        "neurons": (8, 4, 1),
+        "activations": ("gaussian", "gaussian", "identity"),
+        "split": (16, 4, 4),
+        "batch_size": 5,
+        "learning_rate": 1e-2,
+        "epochs": 4,
+        "compile": "off",
+        "threads": 1,
+    }
