@@ -23,8 +23,9 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Opt
     """Adam (Kingma and Ba, arXiv:1412.6980, algorithm 1), equal to torch.optim.Adam."""
 
     def init(networks: Networks) -> AdamState:
-        zeros = tree_map(torch.zeros_like, networks)
-        return AdamState(torch.zeros((), dtype=torch.float64, device=networks.weights[0].device), zeros, zeros)
+        # Each moment has zeros of its own: torch.compile would compile a step again once shared ones part.
+        first, second = tree_map(torch.zeros_like, networks), tree_map(torch.zeros_like, networks)
+        return AdamState(torch.zeros((), dtype=torch.float64, device=networks.weights[0].device), first, second)
 
     def update(
         gradients: Networks, state: AdamState, networks: Networks, learning_rate: Tensor

@@ -15,7 +15,7 @@ from pykinml_func.data.batching import Packer, Source
 from pykinml_func.types import Batch, Structures
 
 CONFIG = AEVConfig(elements=("C", "H", "O"), n_radial=5, n_angular_radial=3, n_angular=4)
-FORMULAS = ["CH4", "O", "C2H4O", "HO", "CO"]  # atoms in the order of the elements, as unpack returns them
+FORMULAS = ["CH4", "O", "C2H4O", "HO", "CO"]
 TOLERANCE = 1e-12  # AEVs, and 1/Å: rounding alone
 
 Structured = Callable[..., Structures]
@@ -41,7 +41,7 @@ def test_aevs_are_those_of_each_structure(make_structures: Structured, make_sour
     packer, batch = packed(source)
     found, _ = batch.features.aevs_and_pullback(CONFIG)
     expected = torch.cat(each_structure(source, lambda species, x: aevs(CONFIG, species, x)))
-    np.testing.assert_allclose(packer.unpack(batch, found), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(packer.unpack(packer.members, found), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("contents", ["jacobians", "positions"])
@@ -50,10 +50,12 @@ def test_the_pullback_is_the_transposed_jacobian(make_structures: Structured, ma
     packer, batch = packed(source)
     found, pullback = batch.features.aevs_and_pullback(CONFIG)
     gradient = torch.rand(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = torch.from_numpy(packer.unpack(batch, gradient)).split(np.diff(source.offsets).tolist())
+    rows = torch.from_numpy(packer.unpack(packer.members, gradient)).split(np.diff(source.offsets).tolist())
     jacobians = each_structure(source, lambda species, x: aev_jacobians(CONFIG, species, x))
     expected = torch.cat([torch.einsum("nd,ndax->ax", g, j) for g, j in zip(rows, jacobians, strict=True)])
-    np.testing.assert_allclose(packer.unpack(batch, pullback(gradient)), expected, rtol=0, atol=100 * TOLERANCE)
+    np.testing.assert_allclose(
+        packer.unpack(packer.members, pullback(gradient)), expected, rtol=0, atol=100 * TOLERANCE
+    )
 
 
 def test_aevs_alone_give_no_forces(make_structures: Structured, make_source: Sourced):

@@ -43,16 +43,12 @@ def evaluate(source: Source, batch_size: int, order: list[int] | None = None) ->
     packer = Packer(source, members, batch_size, torch.float64, torch.device("cpu"))
     chosen = members if order is None else np.array(order)
     energies, forces = np.empty(len(members)), np.empty_like(source.positions)
-    for start, batch in zip(range(0, len(members), packer.batch_size), packer.batches(chosen), strict=True):
+    for index, batch in zip(packer.cut(chosen), packer.batches(chosen), strict=True):
         arguments = (MODEL, PARAMS.networks, batch.features, batch.structure_index, packer.batch_size)
         values, gradient = batch_energies_and_forces(*arguments)
         torch.testing.assert_close(batch_energies(*arguments), values, rtol=0, atol=ROUNDING)
-        index = chosen[start : start + packer.batch_size]
-        rows = atom_rows(source.offsets, index)
-        place = np.repeat(np.arange(len(index)), np.diff(source.offsets)[index])
         energies[index] = values[batch.structure_mask.bool()].numpy()
-        by_species = np.lexsort((source.species[rows], place))  # as unpack sorts the atoms
-        forces[rows[by_species]] = packer.unpack(batch, gradient)
+        forces[atom_rows(source.offsets, index)] = packer.unpack(index, gradient)
     return energies, forces
 
 
@@ -127,9 +123,9 @@ def test_forces_of_straight_and_lonely_atoms_are_finite(
     energies, forces = batch_energies_and_forces(model, PARAMS.networks, batch.features, batch.structure_index, 4)
     assert energies.isfinite().all()
     assert forces.isfinite().all()
-    straight = packer.unpack(batch, forces)[:4]
+    straight = packer.unpack(np.arange(4), forces)[:4]
     np.testing.assert_allclose(straight[:, 1:], 0, atol=PATH_TOLERANCE)  # a straight molecule pulls along its axis only
-    np.testing.assert_allclose(packer.unpack(batch, forces)[4], 0, atol=PATH_TOLERANCE)
+    np.testing.assert_allclose(packer.unpack(np.arange(4), forces)[4], 0, atol=PATH_TOLERANCE)
 
 
 def test_self_energies_shift_the_energy_alone(make_structures: Structured, make_source: Sourced):

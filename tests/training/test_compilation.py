@@ -87,6 +87,7 @@ def test_auto_never_compiles_what_saves_nothing() -> None:
     assert repays_compilation("auto", "jacobian", 10**8, 1e4) is False
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while it loads its compiler
 def test_a_compiled_step_is_the_eager_one(
     model_config: ModelConfig,
     state: TrainState,
