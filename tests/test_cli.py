@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+import pykinml_func
+from pykinml_func.cli import main
+from pykinml_func.config import ALIASES, SETTINGS, build_config, read_toml
+from pykinml_func.data.database import write_database
+from pykinml_func.inference.predictor import Predictor, read_structures
+from pykinml_func.types import Structures
+
+SMALL = ["--n-radial", "4", "--n-angular-radial", "2", "--n-angular", "2"]
+SMALL += ["--neurons", "5,3,1", "--activations", "tanh,gaussian,identity", "--compile", "off", "--threads", "1"]
+
+
+class Ended(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+def flat(text: str) -> str:
+    """Without line breaks and frames, so that a wrapped sentence is found."""
+    return re.sub(r"[\s│]+", " ", text)
+
+
+def call(*arguments: object) -> None:
+    """`main` as the command calls it. A traceback of ours would come out of it as an exception."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pykinml", *map(str, arguments)])
+        main()
+
+
+@pytest.fixture
+def pykinml(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs the command in an empty directory; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            call(*arguments)
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def databases(make_structures: Callable[..., Structures], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("databases")
+    for formula in ("C2H2", "CH4"):
+        write_database(folder / f"{formula}.db", make_structures([formula] * 9, seed=3), {1: "made up"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run directory of `pykinml train` under PyKinML's option names."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "run.toml").write_text(
+        f'[data]\ninput = "{databases}/*.db"\n[training]\nepochs = 7\nlearning_rate = 0.02\n'
+    )
+    names = ["--tr_batch_size", 6, "--tvt", "14,4,0", "--LR_patience", 3, "--floss", "--savenm", folder / "run"]
+    names += ["--data_path", folder / "prepared", "--no_biases", "--randomseed", "2, 3", "--epochs", 2]
+    with pytest.raises(SystemExit) as ended:
+        call("train", folder / "run.toml", *names, *SMALL)
+    assert ended.value.code == 0
+    return folder / "run"
+
+
+def test_version(pykinml: Run) -> None:
+    assert pykinml("--version") == Ended(0, f"{pykinml_func.__version__}\n", "")
+
+
+def test_help_names_the_commands(pykinml: Run) -> None:
+    ended = pykinml("--help")
+    assert ended.code == 0
+    for command in ("train", "prepare", "predict"):
+        assert re.search(rf"\b{command}\b", ended.out)
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_help_shows_every_setting_with_its_default_and_unit(pykinml: Run, command: str) -> None:
+    ended = pykinml(command, "-h")
+    assert ended.code == 0
+    text = flat(ended.out)
+    theirs = {target: alias for alias, targets in ALIASES.items() for target in targets}
+    options = [f"--{name.replace('_', '-')} " for name in SETTINGS]
+    for (name, setting), option, following in zip(SETTINGS.items(), options, [*options[1:], "zzz"], strict=True):
+        shown = text.partition(option)[2].partition(following)[0]
+        assert flat(setting.description) in shown
+        if setting.default not in (None, ()):
+            value = (
+                {True: "on", False: "off"}[setting.default] if isinstance(setting.default, bool) else setting.default
+            )
+            listed = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            assert f"Default: {listed}." in shown
+        if name in theirs:
+            assert f"PyKinML: --{theirs[name].replace('_', '-')}." in shown
+
+
+def test_help_of_predict(pykinml: Run) -> None:
+    text = flat(pykinml("predict", "--help").out)
+    assert "(eV)" in text and "(eV/Å)" in text and "--output" in text and "extxyz" in text
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = (
+        "import pykinml_func.cli, sys; print([m for m in ('torch', 'ase', 'matplotlib', 'aevmod') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_options_win_over_the_file_and_take_pykinmls_names(trained: Path) -> None:
+    config = build_config(read_toml(trained / "config.toml"))
+    training = config.training
+    assert (training.epochs, training.learning_rate, training.batch_size, training.patience) == (2, 0.02, 6, 3)
+    assert (training.forces, training.seeds, config.model.biases) == (True, (2, 3), False)
+    assert config.data.split == (14, 4, 0)
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    assert {path.name for path in trained.iterdir()} >= {"model.safetensors", "learning_curve.png", "parity.png"}
+
+
+def test_predict_reads_xyz_and_databases(pykinml: Run, trained: Path, databases: Path, tmp_path: Path) -> None:
+    methane = molecule("CH4")
+    acetylene = molecule("C2H2")[[2, 0, 3, 1]]
+    ase.io.write(tmp_path / "two.xyz", [methane, acetylene])
+    model = trained / "model.safetensors"
+    ended = pykinml("predict", model, "two.xyz", databases / "C2H2.db", "-o", "out.extxyz")
+    assert (ended.code, ended.err) == (0, "")
+    images = [methane, acetylene, *read_structures([databases / "C2H2.db"])]
+    expected = Predictor.load(model).predict(images)
+    written = ase.io.read(tmp_path / "out.extxyz", index=":")
+    assert len(expected) == len(written) == 11
+    rows = [line for line in ended.out.splitlines() if re.search(r"\bC\w*H\w*\b", line)]
+    for prediction, frame, row in zip(expected, written, rows, strict=True):
+        assert frame.get_potential_energy() == pytest.approx(prediction.energy, abs=1e-6)
+        np.testing.assert_allclose(frame.get_forces(), prediction.forces, atol=1e-6)
+        assert prediction.forces is not None
+        assert f"{prediction.energy:.6f}" in row
+        assert f"{np.linalg.norm(prediction.forces, axis=1).max():.6f}" in row
+    assert written[1].get_chemical_symbols() == ["H", "C", "H", "C"]
+    assert "wrote out.extxyz" in ended.out
+
+
+def test_train_reuses_what_prepare_made(pykinml: Run, databases: Path, tmp_path: Path) -> None:
+    common = ["--input", databases / "C2H2.db", "--input", databases / "CH4.db", *SMALL]
+    prepared = pykinml("prepare", *common)
+    assert prepared.code == 0 and "made: prepared/" in prepared.out and "18 with 81 atoms" in flat(prepared.out)
+    assert not (tmp_path / "runs").exists()
+    ended = pykinml("train", *common, "--epochs", 1)
+    assert ended.code == 0 and "reused: prepared/" in ended.out
+    assert ended.out.splitlines()[-1] == "MODEL: runs/model/model.safetensors"
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
+    again = pykinml("train", *common, "--epochs", 1)
+    assert again.code == 2 and "already holds a run" in again.err
+    assert pykinml("train", *common, "--epochs", 1, "--overwrite").code == 0
+
+
+def pickled(folder: Path, databases: Path) -> Path:
+    """A database whose first geometry would run code if it were unpickled."""
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (folder / "ran",))
+
+    path = folder / "C2H2.db"
+    path.write_bytes((databases / "C2H2.db").read_bytes())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE xyz SET geom = ? WHERE id = 1", (pickle.dumps(Trap()),))
+    return path
+
+
+BAD_TRAINING = {
+    "missing config": (["nothing.toml"], "no configuration file nothing.toml"),
+    "directory as config": (["."], "cannot be read"),
+    "bad TOML": (["bad.toml"], "bad.toml must be TOML"),
+    "unknown name in TOML": (["typo.toml"], "unknown setting 'epoch'; did you mean epochs?"),
+    "unknown option": (["--epochz", "3"], "--epochs"),
+    "bad value": (["--epochs", "ten"], "epochs must be a whole number, got 'ten'"),
+    "bad choice": (["--precision", "half"], "'float64' or 'float32', got 'half'"),
+    "two names": (["--fw", "0.2", "--force-weight", "0.2"], "set the same thing (force_weight)"),
+    "no input": ([], "input must name at least one database"),
+    "no database": (["--input", "nowhere/*.db"], "no database matches 'nowhere/*.db'"),
+    "no formula": (["--input", "bad.toml"], "must be a chemical formula"),
+    "no SQLite": (["--input", "CH4.db"], "must be a PyKinML SQLite database"),
+    "no structures": (["--input", "{databases}/CH4.db", "--fidelity", "4"], "fidelity 4"),
+    "unknown element": (["--input", "{databases}/CH4.db", "--elements", "C,Xx"], "chemical symbols"),
+    "missing element": (["--input", "{databases}/CH4.db", "--elements", "C,O"], "got H (first in CH4/1)"),
+    "large split": (["--input", "{databases}/CH4.db", "--tvt", "14,4,0"], "the data hold 9"),
+    "missing split file": (
+        ["--trtsid_name", "no.txt", "--tvt", "3,1", "--input", "{databases}/CH4.db"],
+        "no.txt cannot",
+    ),
+    "diverging": (["--input", "{databases}/CH4.db", "--learning-rate", "1e200", *SMALL], "lower learning_rate"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_what_a_user_can_mend_ends_with_a_message_and_code_2(
+    pykinml: Run, databases: Path, tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "bad.toml").write_text("epochs = = 3")
+    (tmp_path / "typo.toml").write_text("epoch = 3")
+    (tmp_path / "CH4.db").write_text("no database")
+    arguments, said = BAD_TRAINING[case]
+    ended = pykinml("train", *(argument.format(databases=databases) for argument in arguments))
+    assert ended.code == 2
+    assert said in flat(ended.err)
+    assert not (tmp_path / "runs/model/model.safetensors").exists()
+
+
+def test_a_pickled_blob_is_refused_and_not_run(pykinml: Run, databases: Path, tmp_path: Path) -> None:
+    ended = pykinml("train", "--input", pickled(tmp_path, databases))
+    assert ended.code == 2 and "xyz row 1, geom must be a plain .npy array" in flat(ended.err)
+    ended = pykinml("predict", tmp_path / "none", tmp_path / "C2H2.db")
+    assert ended.code == 2 and "no model file" in ended.err
+    assert not (tmp_path / "ran").exists()
+
+
+BAD_PREDICTING = {
+    "no model": ("none.safetensors", "water.xyz", "no model file"),
+    "wrong model file": ("water.xyz", "water.xyz", "must be a model of `pykinml train`"),
+    "config as model": ("{trained}/config.toml", "water.xyz", "must be a model of `pykinml train`"),
+    "unknown element": ("{trained}/model.safetensors", "water.xyz", "must be of the model's elements, C, H, got O"),
+    "no structures": ("{trained}/model.safetensors", "none.xyz", "none.xyz"),
+    "nonsense": ("{trained}/model.safetensors", "nonsense.xyz", "in a format that ASE reads"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PREDICTING)
+def test_predict_says_what_is_wrong(pykinml: Run, trained: Path, tmp_path: Path, case: str) -> None:
+    ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
+    (tmp_path / "nonsense.xyz").write_text("nonsense")
+    model, structures, said = BAD_PREDICTING[case]
+    ended = pykinml("predict", model.format(trained=trained), structures)
+    assert ended.code == 2
+    assert said in flat(ended.err)
+    assert ended.out == ""
+
+
+def test_predict_asks_for_the_folder_of_its_output_before_it_works(pykinml: Run, trained: Path, tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "h2.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]))
+    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", "nowhere/out.extxyz")
+    assert ended.code == 2 and "make nowhere first" in ended.err
+
+
+def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
+    command = [Path(sys.executable).parent / "pykinml", "train", "nothing.toml"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "Error: no configuration file nothing.toml\n"
+    assert done.stdout == ""
+
+
+def test_output_suits_a_pipe_that_knows_only_ascii(trained: Path, tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "methane.xyz", molecule("CH4"))
+    command = [sys.executable, "-m", "pykinml_func.cli", "predict", trained / "model.safetensors", "methane.xyz"]
+    environment = {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, check=False, capture_output=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"CH4" in done.stdout and b"\x1b" not in done.stdout
+    assert all(byte < 128 for byte in done.stdout)
+
+
+def test_metrics_are_json_lines(trained: Path) -> None:
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    kinds = {
+        f"{part}_{kind}_{name}"
+        for part in ("train", "valid")
+        for kind in ("energy", "force")
+        for name in ("mae", "rmse", "max")
+    }
+    assert [set(record) for record in records] == [kinds | {"epoch", "learning_rate", "seconds"}] * 2

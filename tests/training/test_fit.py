@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
+
+from pykinml_func.config import build_config, read_toml
+from pykinml_func.data.prepared import PreparedSet
+from pykinml_func.data.splits import read_split_files
+from pykinml_func.errors import ConfigError, DataError, PyKinMLError
+from pykinml_func.inference.predictor import Predictor, read_structures
+from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.fit import RunResult, Setup, fit
+
+KCAL = 23.060548
+Settings = dict[str, Any]
+
+
+class Listener:
+    """A reporter that remembers what it heard, and may interrupt."""
+
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.features: list[str] = []
+        self.reused: bool | None = None
+        self.setup: Setup | None = None
+        self.epochs = 0
+        self.result: RunResult | None = None
+        self._interrupt_after = interrupt_after
+
+    def featurizing(self, name: str, total: int) -> Callable[[int], None]:
+        self.features.append(f"{name} of {total}")
+        return lambda _: None
+
+    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
+        assert seconds >= 0
+        self.reused = prepared.reused
+
+    def ready(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def epoch(self, record: dict[str, float], epochs: int) -> None:
+        self.epochs += 1
+        assert record["epoch"] == self.epochs <= epochs
+        if self.epochs == self._interrupt_after:
+            raise KeyboardInterrupt
+
+    def finished(self, result: RunResult) -> None:
+        self.result = result
+
+
+def run(settings: Settings, overwrite: bool = False, **more: Any) -> RunResult:
+    return fit(build_config({**settings, **more}), Listener(), overwrite)
+
+
+def lines_of(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(records: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
+        assert torch.equal(a, b)
+
+
+def differ(one: Any, other: Any) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("forces", [{}, {"force_path": "jacobian"}, {"force_path": "positions"}])
+def test_the_errors_fall(settings: Settings, forces: Settings) -> None:
+    result = run(settings, epochs=40, forces=bool(forces), **forces)
+    first, last = result.history[0], result.history[-1]
+    assert last["train_energy_rmse"] < 0.3 * first["train_energy_rmse"]
+    assert result.errors["test"]["energy_rmse"] < 0.5 * first["valid_energy_rmse"]
+    if forces:
+        assert last["train_force_rmse"] < 0.6 * first["train_force_rmse"]
+        assert result.errors["test"]["force_rmse"] < 0.8 * first["valid_force_rmse"]
+
+
+def test_force_paths_train_the_same(settings: Settings, tmp_path: Path) -> None:
+    histories = [
+        run(settings, forces=True, force_path=path, output=tmp_path / path).history
+        for path in ("jacobian", "positions")
+    ]
+    for one, other in zip(*map(timeless, histories), strict=True):
+        assert one == pytest.approx(other, rel=1e-8)
+
+
+def test_the_run_directory_is_whole(settings: Settings) -> None:
+    result = run(settings, epochs=5, save_every=2)
+    directory = result.directory
+    assert {path.name for path in directory.iterdir()} == {
+        "config.toml",
+        "model.safetensors",
+        "checkpoints",
+        "metrics.jsonl",
+        "split.txt",
+    }
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
+        f"epoch_{epoch:05d}.safetensors" for epoch in (2, 4, 5)
+    ]
+    records = lines_of(directory)
+    assert records == result.history and [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
+    assert all(math.isfinite(value) and value > 0 for record in records for value in record.values())
+
+
+def test_the_split_file_is_pykinmls(settings: Settings) -> None:
+    listener = Listener()
+    result = fit(build_config(settings), listener)
+    assert listener.setup is not None
+    split, structures = listener.setup.split, listener.setup.structures
+    marks = read_split_files([result.directory / "split.txt"])
+    assert list(marks.values()) == [2] * 20 + [-1] * 4
+    parts = [structures.ids[part].tolist() for part in split]
+    assert list(marks) == [name for part in parts for name in part]
+    assert len(marks) == 24
+    energies = [float(line.split()[2]) for line in (result.directory / "split.txt").read_text().splitlines()]
+    np.testing.assert_array_equal(energies, structures.energies[np.concatenate(split), 0])
+
+
+@pytest.mark.parametrize("forces", [False, True])
+def test_a_run_can_be_rerun_from_its_config_bit_for_bit(settings: Settings, tmp_path: Path, forces: bool) -> None:
+    first = run(settings, forces=forces)
+    again = build_config({**read_toml(first.directory / "config.toml"), "output": tmp_path / "again"})
+    listener = Listener()
+    second = fit(again, listener)
+    assert listener.reused and not listener.features
+    assert timeless(lines_of(first.directory)) == timeless(lines_of(second.directory))
+    assert_same(first.params, second.params)
+    assert (first.directory / "split.txt").read_text() == (second.directory / "split.txt").read_text()
+
+
+def test_seeds_decide_the_split_the_weights_and_the_order(settings: Settings, tmp_path: Path) -> None:
+    runs = {}
+    for number, seeds in enumerate([(0, 1), (0, 1), (5, 1), (0, 5)]):
+        runs[number] = run(settings, seeds=seeds, output=tmp_path / str(number), epochs=2)
+    assert_same(runs[0].params, runs[1].params)
+    texts = [(runs[k].directory / "split.txt").read_text() for k in range(4)]
+    assert texts[0] == texts[1] == texts[3] != texts[2]
+    assert differ(runs[0].params.networks, runs[2].params.networks)
+    assert differ(runs[0].params.networks, runs[3].params.networks)
+
+
+def test_the_best_model_is_that_of_the_least_validation_rmse(settings: Settings) -> None:
+    """A large rate makes the errors jump, so that the best epoch is not the last."""
+    result = run(settings, epochs=12, save_every=1, learning_rate=0.2, patience=100)
+    rmses = [record["valid_energy_rmse"] for record in result.history]
+    best = int(np.argmin(rmses)) + 1
+    assert 1 < best < 12
+    _, kept = load_model(result.directory / "model.safetensors")
+    _, then = load_model(result.directory / "checkpoints" / f"epoch_{best:05d}.safetensors")
+    _, last = load_model(result.directory / "checkpoints" / "epoch_00012.safetensors")
+    assert_same(kept, then)
+    assert differ(kept.networks, last.networks)
+    assert result.errors["valid"]["energy_rmse"] == pytest.approx(min(rmses), rel=1e-10)
+
+
+def test_reported_errors_are_those_of_the_written_model(settings: Settings, databases: Path) -> None:
+    result = run(settings, forces=True)
+    images = read_structures(sorted(databases.glob("*.db")))
+    found = Predictor.load(result.directory / "model.safetensors").predict(images)
+    listed = [line.split() for line in (result.directory / "split.txt").read_text().splitlines()]
+    place = {f"C2H2/{m + 1}": m for m in range(14)} | {f"CH4/{m + 1}": 14 + m for m in range(10)}
+    errors = [abs(found[place[name]].energy - float(energy)) for name, mark, energy in listed if mark == "-1"]
+    assert result.errors["test"]["energy_mae"] == pytest.approx(KCAL * np.mean(errors), rel=1e-5)
+    differences = np.abs(np.diff(result.predictions["test"].energies, axis=0))
+    np.testing.assert_allclose(np.sort(differences[0]), np.sort(errors), atol=1e-8)
+    forces = result.predictions["test"].forces
+    assert forces is not None
+    assert result.errors["test"]["force_mae"] == pytest.approx(KCAL * np.abs(forces[1] - forces[0]).mean(), rel=1e-7)
+
+
+class _Order:
+    """What batches the loop met, by their energies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pykinml_func.training import fit as module
+
+        self.seen: list[tuple[float, ...]] = []
+        build = module.build_train_step
+
+        def watched(*arguments: Any) -> Any:
+            step = build(*arguments)
+
+            def recorded(state: Any, batch: Any) -> Any:
+                self.seen.append(tuple(batch.energies[batch.structure_mask > 0].tolist()))
+                return step(state, batch)
+
+            return recorded
+
+        monkeypatch.setattr(module, "build_train_step", watched)
+
+
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+def test_order_of_batches(settings: Settings, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    watcher = _Order(monkeypatch)
+    run(settings, order=order, epochs=2)
+    first, second = watcher.seen[:4], watcher.seen[4:]
+    assert [len(batch) for batch in first] == [5, 5, 5, 1]
+    assert sorted(sum(first, ())) == sorted(sum(second, ()))
+    assert (first == second) is (order == "fixed")
+
+
+def test_the_learning_rate_falls_on_a_plateau(settings: Settings) -> None:
+    result = run(settings, epochs=5, patience=1, threshold=1e6, decay=0.5)
+    assert [record["learning_rate"] for record in result.history] == [0.01, 0.01, 0.01, 0.005, 0.005]
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(settings: Settings) -> None:
+    first = run(settings, epochs=3, save_every=1)
+    model = (first.directory / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"already holds a run.*--overwrite"):
+        run(settings)
+    assert (first.directory / "model.safetensors").read_bytes() == model
+    second = run(settings, overwrite=True, epochs=2, seeds=(0, 9))
+    assert len(lines_of(second.directory)) == 2
+    assert [path.stem for path in (second.directory / "checkpoints").iterdir()] == ["epoch_00002"]
+    assert (first.directory / "model.safetensors").read_bytes() != model
+
+
+def test_output_must_be_a_directory(settings: Settings) -> None:
+    settings["output"].write_text("a file of the user's")
+    with pytest.raises(ConfigError, match="output must be a directory"):
+        run(settings)
+    assert settings["output"].read_text() == "a file of the user's"
+
+
+def test_structures_without_forces_are_named(settings: Settings, databases: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "CH4.db"
+    copy.write_bytes((databases / "CH4.db").read_bytes())
+    with closing(sqlite3.connect(copy)) as connection, connection:
+        connection.execute("UPDATE energy SET force = NULL WHERE xyz_id IN (3, 7)")
+    with pytest.raises(DataError, match=r"2 of 10 have none, CH4/3 first"):
+        run(settings, input=(str(copy),), forces=True, split=(0.8, 0.1, 0.1))
+    assert not settings["output"].exists()
+    assert run(settings, input=(str(copy),), split=(0.8, 0.1, 0.1)).history
+
+
+def test_a_split_without_validation_is_refused(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"validation structures.* got 20 and 0 of 24"):
+        run(settings, split=(20, 0, 4))
+    assert not settings["output"].exists()
+
+
+def test_a_split_without_test_has_no_test_errors(settings: Settings) -> None:
+    result = run(settings, split=(18, 6), epochs=1)
+    assert set(result.errors) == set(result.predictions) == {"train", "valid"}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_divergence_is_told(settings: Settings) -> None:
+    with pytest.raises(PyKinMLError, match=r"diverged in epoch \d+.*lower learning_rate \(1e\+200 now\)"):
+        run(settings, learning_rate=1e200)
+    assert not (settings["output"] / "model.safetensors").exists()
+
+
+def test_an_unknown_device_is_told(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"device must be .* got 'quantum'"):
+        run(settings, device="quantum")
+
+
+def test_an_interrupt_keeps_what_was_trained(settings: Settings, tmp_path: Path) -> None:
+    listener = Listener(interrupt_after=3)
+    result = fit(build_config({**settings, "epochs": 50}), listener)
+    assert listener.result is result
+    assert len(lines_of(result.directory)) == 3
+    shorter = run(settings, epochs=3, output=tmp_path / "shorter")
+    assert_same(load_model(result.directory / "model.safetensors")[1], shorter.params)
+
+
+def test_an_interrupt_within_an_epoch_leaves_the_checkpoint_of_the_epoch_before(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pykinml_func.training import fit as module
+
+    build, calls = module.build_train_step, []
+
+    def interrupted(*arguments: Any) -> Any:
+        step = build(*arguments)
+
+        def counted(state: Any, batch: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 11:  # the third batch of the third epoch
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return counted
+
+    shorter = run(settings, epochs=2, output=tmp_path / "shorter")
+    monkeypatch.setattr(module, "build_train_step", interrupted)
+    result = run(settings, epochs=50)
+    name = "checkpoints/epoch_00002.safetensors"
+    found, expected = load_file(result.directory / name), load_file(shorter.directory / name)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_an_interrupt_before_the_first_epoch_is_an_interrupt(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pykinml_func.training import fit as module
+
+    def interrupted(_state: Any, _batch: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "build_train_step", lambda *_: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    assert not (settings["output"] / "model.safetensors").exists()
+
+
+def test_self_energies_are_the_least_squares_fit_to_the_training_part(settings: Settings) -> None:
+    listener = Listener()
+    result = fit(build_config(settings), listener)
+    assert listener.setup is not None
+    split, structures = listener.setup.split, listener.setup.structures
+    counts = np.array([[2, 2] if name.startswith("C2H2") else [1, 4] for name in structures.ids[split.train]])
+    expected, *_ = np.linalg.lstsq(counts.astype(float), structures.energies[split.train, 0], rcond=None)
+    np.testing.assert_allclose(result.params.self_energies.numpy(), expected, rtol=1e-10)
+    assert listener.setup.self_energies.rank == 2
+
+
+def test_one_composition_leaves_self_energies_of_least_norm(settings: Settings, databases: Path) -> None:
+    listener = Listener()
+    result = fit(build_config({**settings, "input": (str(databases / "C2H2.db"),), "split": (10, 2, 2)}), listener)
+    assert listener.setup is not None and listener.setup.self_energies.rank == 1
+    carbon, hydrogen = result.params.self_energies.tolist()
+    assert carbon == pytest.approx(hydrogen, rel=1e-12)  # counts are 2 and 2
+    mean = listener.setup.structures.energies[listener.setup.split.train, 0].mean()
+    assert 2 * carbon + 2 * hydrogen == pytest.approx(mean, rel=1e-12)
+
+
+def test_self_energies_can_be_left_out(settings: Settings) -> None:
+    result = run(settings, fit_self_energies=False)
+    assert result.params.self_energies.tolist() == [0, 0]
+    assert np.abs(result.predictions["train"].energies[0]).min() > 1000
+
+
+def test_the_prepared_set_is_reused(settings: Settings, tmp_path: Path) -> None:
+    listeners = [Listener() for _ in range(4)]
+    changes: list[Settings] = [{}, {"epochs": 2}, {"forces": True, "force_path": "jacobian"}, {"n_radial": 3}]
+    for number, (listener, change) in enumerate(zip(listeners, changes, strict=True)):
+        fit(build_config({**settings, **change, "output": tmp_path / str(number)}), listener)
+    assert [listener.reused for listener in listeners] == [False, True, True, False]
+    features = [listener.features for listener in listeners]
+    assert features == [["aevs of 24"], [], ["jacobians of 24"], ["aevs of 24"]]
+
+
+def test_the_positions_path_stores_neither_aevs_nor_jacobians(settings: Settings) -> None:
+    listener = Listener()
+    fit(build_config({**settings, "forces": True, "force_path": "positions"}), listener)
+    assert listener.features == []
+    assert not [path for path in settings["prepared"].rglob("*.npy") if path.stem in ("aevs", "jacobians")]
+
+
+def test_elements_and_force_path_are_filled_in(settings: Settings) -> None:
+    result = run(settings, forces=True)
+    config = build_config(read_toml(result.directory / "config.toml"))
+    assert config.model.aev.elements == ("C", "H")
+    assert config.training.force_path == "jacobian"
+
+
+def test_memory_decides_the_force_path(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pykinml_func.training import fit as module
+
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr(module.psutil, "virtual_memory", Memory)
+    result = run(settings, forces=True)
+    assert build_config(read_toml(result.directory / "config.toml")).training.force_path == "positions"
+
+
+def test_split_files_decide_who_learns(settings: Settings, tmp_path: Path) -> None:
+    learn = [f"C2H2/{m}" for m in range(1, 11)] + [f"CH4/{m}" for m in range(1, 9)]
+    tests = ["C2H2/13", "CH4/10"]
+    lines = [f"{name} 2 -1.5" for name in learn] + [f"{name} -1" for name in tests]
+    (tmp_path / "tvt.txt").write_text("\n".join(lines))
+    listener = Listener()
+    fit(build_config({**settings, "split_files": [str(tmp_path / "tvt.txt")], "split": (14, 4, 0)}), listener)
+    assert listener.setup is not None
+    ids, split = listener.setup.structures.ids, listener.setup.split
+    assert sorted(ids[split.test]) == sorted(tests)
+    assert sorted(ids[np.concatenate([split.train, split.valid])]) == sorted(learn)
+    assert (len(split.train), len(split.valid)) == (14, 4)
+
+
+def test_single_precision_networks_and_double_self_energies(settings: Settings, tmp_path: Path) -> None:
+    single = run(settings, precision="float32", forces=True, output=tmp_path / "single", epochs=2)
+    double = run(settings, forces=True, epochs=2)
+    assert {leaf.dtype for leaf in tree_leaves(single.params.networks)} == {torch.float32}
+    assert torch.equal(single.params.self_energies, double.params.self_energies)
+    assert timeless(single.history)[-1] == pytest.approx(timeless(double.history)[-1], rel=1e-2)
