@@ -1,6 +1,6 @@
 """How long do preparing C5H5 and one epoch of each kind take, and with how much memory?
 
-    python -m bench.training --data DIR [--epochs 6] [--threads 2] [--json bench/results/training.json]
+    python -m bench.training --data DIR [--epochs 6] [--threads 1] [--json bench/results/training.json]
 
 DIR holds PyKinML's example data (`C5H5.db`, `sample_tvt.txt`). Each case is one process that runs what users run:
 `prepare`, or `fit` on 2000 training structures with batches of 50, networks 224-48-24-12-1 and float64; seconds are
@@ -78,9 +78,9 @@ class _Recorder:
         pass
 
 
-def measure(case: Case, data: Path, scratch: Path, epochs: int) -> dict[str, Any]:
+def measure(case: Case, data: Path, scratch: Path, epochs: int, threads: int) -> dict[str, Any]:
     """Run one case in this process."""
-    config = _config(case, data, scratch, epochs)
+    config = _config(case, data, scratch, epochs, threads)
     recorder = _Recorder()
     if case.name.startswith("prepare"):
         started = time.perf_counter()
@@ -98,7 +98,7 @@ def measure(case: Case, data: Path, scratch: Path, epochs: int) -> dict[str, Any
     return {"case": case.name, **seconds, "peak_bytes": peak, "pykinml": case.pykinml}
 
 
-def _config(case: Case, data: Path, scratch: Path, epochs: int) -> RunConfig:
+def _config(case: Case, data: Path, scratch: Path, epochs: int, threads: int) -> RunConfig:
     common = {
         "input": [str(data / "C5H5.db")],
         "split_files": [str(data / "sample_tvt.txt")],
@@ -106,6 +106,7 @@ def _config(case: Case, data: Path, scratch: Path, epochs: int) -> RunConfig:
         "prepared": scratch / "prepared",
         "output": scratch / case.name.replace(" ", "_").replace(",", ""),
         "epochs": epochs,
+        "threads": threads,
     }
     return build_config(common | case.settings)
 
@@ -113,15 +114,14 @@ def _config(case: Case, data: Path, scratch: Path, epochs: int) -> RunConfig:
 def main(
     data: Annotated[Path, typer.Option(help="directory of C5H5.db and sample_tvt.txt")],
     epochs: Annotated[int, typer.Option(help="epochs a case")] = 6,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of the epochs")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
     case: Annotated[int | None, typer.Option(hidden=True)] = None,
     scratch: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure every case, each in a process of its own, and print a table."""
-    torch.set_num_threads(threads)
     if case is not None and scratch is not None:
-        print(json.dumps(measure(CASES[case], data, scratch, epochs)))
+        print(json.dumps(measure(CASES[case], data, scratch, epochs, threads)))
         return
     with tempfile.TemporaryDirectory() as directory:
         rows = [_measure_apart(number, data, Path(directory), epochs, threads) for number in range(len(CASES))]
