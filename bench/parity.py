@@ -31,6 +31,7 @@ from pykinml_func.data.database import find_databases, read_databases
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
 from pykinml_func.errors import PyKinMLError
+from pykinml_func.potential.self_energies import subtract_self_energies
 from pykinml_func.training.metrics import add_sums, summary
 from pykinml_func.training.optimizers import adam
 from pykinml_func.training.schedules import PlateauState, reduce_on_plateau
@@ -198,7 +199,8 @@ def _source(
 ) -> Source:
     species = species_of(aev.elements, structures)
     counts = composition(species, structures.offsets, len(aev.elements))
-    energies = structures.energies[:, 0] - counts @ self_energies
+    reference, saes = torch.from_numpy(structures.energies[:, 0]), torch.from_numpy(self_energies)
+    energies = subtract_self_energies(saes, torch.from_numpy(counts), reference).numpy()
     source = Source(species, structures.positions, structures.offsets, len(aev.elements), energies)
     if forces:
         source = source._replace(forces=structures.forces[:, 0])

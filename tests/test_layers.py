@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pykinml_func"
 
-BASE = {"types", "config", "errors", "files", "units"}
+BASE = {"types", "config", "errors", "files", "threads", "units", "version"}
 LAYERS = ["potential", "data", "training", "inference", "report", "cli"]
 """Above the base, from the bottom up."""
 

@@ -130,7 +130,10 @@ class Packer:
     ) -> Features:
         source = self.source
         if source.aevs is None:
-            positions = self._spread(source.positions[rows], slots, shape)
+            # centred, so that float32 keeps its digits for distances
+            sizes = self._sizes[index]
+            centres = np.add.reduceat(source.positions[rows], np.cumsum(sizes) - sizes) / sizes[:, None]
+            positions = self._spread(source.positions[rows] - centres[owner], slots, shape)
             return Geometry(positions, self._tables.of_batch(index, slots, shape[0] * shape[1], self.device))
         packed = self._spread(source.aevs[rows], slots, shape)
         if source.jacobians is None:

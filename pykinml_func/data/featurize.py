@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from pykinml_func.data.elements import species_of
 from pykinml_func.errors import ConfigError
 from pykinml_func.potential.aev import aevs
 from pykinml_func.potential.aev_jacobians import aev_jacobians
+from pykinml_func.threads import using_threads
 from pykinml_func.types import Structures, atom_rows
 
 _CHUNK_BYTES = 16 * 2**20
@@ -27,18 +27,7 @@ def jacobian_offsets(sizes: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(3 * length * sizes.astype(np.int64) ** 2)])
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for many small operations, which several would slow down on a machine that has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@using_threads(1)  # of many small operations several threads would make more work than they share
 def fill_aevs(
     config: AEVConfig, structures: Structures, backend: str, out: np.ndarray, advance: Callable[[int], None]
 ) -> None:
@@ -49,7 +38,7 @@ def fill_aevs(
         advance(len(index))
 
 
-@_one_thread()
+@using_threads(1)  # of many small operations several threads would make more work than they share
 def fill_jacobians(
     config: AEVConfig, structures: Structures, backend: str, out: np.ndarray, advance: Callable[[int], None]
 ) -> None:

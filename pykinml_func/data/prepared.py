@@ -11,6 +11,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Literal, NamedTuple
@@ -37,6 +38,8 @@ Featurizing = Callable[[str, int], Advance]
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+_CHECKSUM = ".crc32"
+_CHUNK = 2**24
 
 
 class PreparedSet(NamedTuple):
@@ -53,13 +56,13 @@ class PreparedSet(NamedTuple):
 
     @property
     def aevs(self) -> np.ndarray:
-        """(A,D), memory-mapped. Raises FileNotFoundError before `add_aevs`."""
-        return _open(self.path / "aevs.npy")
+        """(A,D), memory-mapped. Raises DataError where it is not what `complete` wrote."""
+        return _open_computed(self.path / "aevs.npy")
 
     @property
     def jacobians(self) -> np.ndarray:
-        """Flat, memory-mapped; see `featurize.jacobian_offsets`. Raises FileNotFoundError before `add_jacobians`."""
-        return _open(self.path / "jacobians.npy")
+        """Flat, memory-mapped; see `featurize.jacobian_offsets`. Raises DataError where it is not what was written."""
+        return _open_computed(self.path / "jacobians.npy")
 
 
 def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
@@ -76,7 +79,7 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
         "temperature": data.temperature,
         "ids": None if marks is None else sorted(marks),
         "aev": aev.model_dump(mode="json"),
-        "backend": data.aev_backend,
+        "backend": data.aev_backend if data.aev_backend == "native" else f"aevmod {version('aevmod')}",
         "precision": precision,
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
@@ -88,9 +91,11 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
         _create(path, made_by, structures, aev.elements)
     try:
         checksums = json.loads((path / _MANIFEST).read_text())["checksums"]
-    except (json.JSONDecodeError, KeyError):
-        raise DataError(f"{path / _MANIFEST} is damaged; delete {path} and run again") from None
-    structures = Structures(*(_checked(path / f"{name}.npy", checksums[name]) for name in Structures._fields))
+        expected = [checksums[name] for name in Structures._fields]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise _corrupted(path / _MANIFEST) from None
+    files = [path / f"{name}.npy" for name in Structures._fields]
+    structures = Structures(*(np.array(_open(file, crc)) for file, crc in zip(files, expected, strict=True)))
     return PreparedSet(path, structures, aev, data.aev_backend, precision, reused)
 
 
@@ -114,8 +119,7 @@ def _compute(
     if needed > free:
         raise DataError(
             f"{target} needs {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; choose another "
-            "directory with "
-            "--prepared, or take --force-path positions, which stores no Jacobians"
+            "directory with --prepared, or take --force-path positions, which stores no Jacobians"
         )
     advance = featurizing(name, prepared.structures.n_structures)
 
@@ -123,6 +127,8 @@ def _compute(
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=prepared.precision, shape=shape)
         fill(prepared.aev, prepared.structures, prepared.backend, out, advance)
         out.flush()
+        checksum = str(_checksum(out))
+        write_atomically(target.with_suffix(_CHECKSUM), lambda beside: beside.write_text(checksum))
 
     write_atomically(target, write)
 
@@ -139,6 +145,8 @@ def _create(path: Path, made_by: dict[str, object], structures: Structures, elem
         manifest = {"made_by": made_by, "checksums": checksums}
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         temporary.chmod(0o755)
+        if path.exists() and not (path / _MANIFEST).exists():
+            shutil.rmtree(path)
         try:
             temporary.rename(path)
         except OSError:
@@ -148,20 +156,24 @@ def _create(path: Path, made_by: dict[str, object], structures: Structures, elem
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _open(path: Path) -> np.ndarray:
-    """The array at `path`, memory-mapped. Raises DataError where it was cut short."""
+def _open_computed(path: Path) -> np.ndarray:
+    """AEVs or Jacobians, checked against the checksum beside them. Raises DataError."""
+    try:
+        checksum = int(path.with_suffix(_CHECKSUM).read_text())
+    except (FileNotFoundError, ValueError):
+        raise _corrupted(path) from None
+    return _open(path, checksum)
+
+
+def _open(path: Path, checksum: int) -> np.ndarray:
+    """The array at `path`, memory-mapped. Raises DataError where it is not what was written there."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         raise _corrupted(path) from None
-    return array
-
-
-def _checked(path: Path, checksum: int) -> np.ndarray:
-    array = _open(path)
     if _checksum(array) != checksum:
         raise _corrupted(path)
-    return np.array(array)
+    return array
 
 
 def _corrupted(path: Path) -> DataError:
@@ -169,9 +181,18 @@ def _corrupted(path: Path) -> DataError:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+    """CRC-32 of shape, number format and contents."""
+    checksum = zlib.crc32(f"{array.shape} {array.dtype}".encode())
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    for start in range(0, len(flat), _CHUNK):
+        checksum = zlib.crc32(flat[start : start + _CHUNK].data, checksum)
+    return checksum
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a database's bytes, those not yet folded into it (write-ahead log, journal) included."""
+    digest = hashlib.sha256()
+    for part in (path, Path(f"{path}-wal"), Path(f"{path}-journal")):
+        if part.exists():
+            digest.update(part.read_bytes())
+    return digest.hexdigest()

@@ -24,6 +24,9 @@ from torch import Tensor
 from pykinml_func.config import AEVConfig
 from pykinml_func.types import NeighbourTables
 
+_COLLINEAR = 1e-24
+"""sin² of an angle that only rounding keeps from 0 or 180 degrees"""
+
 
 def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:
     """1/2 cos(pi r / cutoff) + 1/2 up to the cutoff, then 0: equation 2. distances: (...) Å."""
@@ -56,7 +59,7 @@ def angular_terms(
 def power(base: Tensor, exponent: float) -> Tensor:
     """base**exponent; whole exponents by squaring, which is faster than pow and has a derivative at 0."""
     if not float(exponent).is_integer() or exponent < 1:
-        return base**exponent
+        return base.clamp_min(0) ** exponent  # rounding leaves about -1e-17 where the base is 0
     if exponent == 1:
         return base
     half = power(base, int(exponent) // 2)
@@ -108,11 +111,11 @@ def scaled_sine(beta: float, first: Tensor, second: Tensor) -> Tensor:
     """Sine of the angle whose cosine is beta cos(theta); first, second: (A,P,3) unit vectors. Returns (A,P).
 
     1 - beta² cos² is written as (1 - beta²) + beta² |first x second|², which does not cancel near collinear atoms.
-    At beta = 1 the sine has a cusp there; its derivative is taken as 0.
+    At beta = 1 the sine has a cusp there; within rounding of it the sine and its derivative are 0.
     """
     cross = torch.linalg.cross(first, second)
     squared = (1 - beta**2) + beta**2 * (cross * cross).sum(dim=-1)
-    positive = squared > 0
+    positive = squared > _COLLINEAR
     return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
 
 
@@ -120,6 +123,7 @@ def scaled_sine(beta: float, first: Tensor, second: Tensor) -> Tensor:
 def neighbour_lists(species: tuple[int, ...], n_species: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """All atoms of one structure as each other's neighbours, as in NeighbourTables, within the structure.
 
+    Arrays, not tensors: a tensor made inside grad or vmap would be kept with that transform's wrapper around it.
     species: index of each atom's element. Returns one (n, K) a species and one (n, P, 2) a pair of species.
     """
     n = len(species)
@@ -156,7 +160,11 @@ def aevs(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
 
 def tables_of(config: AEVConfig, species: Tensor) -> NeighbourTables:
     """The neighbour tables of one structure. species: (n,) indices into `config.elements`. Raises ValueError."""
-    return _tables(checked_indices(config, species), len(config.elements), species.device)
+    neighbours, pairs = neighbour_lists(checked_indices(config, species), len(config.elements))
+    return NeighbourTables(
+        tuple(torch.from_numpy(table).to(species.device) for table in neighbours),
+        tuple(torch.from_numpy(table).to(species.device) for table in pairs),
+    )
 
 
 def checked_indices(config: AEVConfig, species: Tensor) -> tuple[int, ...]:
@@ -167,12 +175,3 @@ def checked_indices(config: AEVConfig, species: Tensor) -> tuple[int, ...]:
             f"species must be indices into the {len(config.elements)} elements {config.elements}, got {indices}"
         )
     return indices
-
-
-@lru_cache(maxsize=4096)
-def _tables(species: tuple[int, ...], n_species: int, device: torch.device) -> NeighbourTables:
-    neighbours, pairs = neighbour_lists(species, n_species)
-    return NeighbourTables(
-        tuple(torch.from_numpy(table).to(device) for table in neighbours),
-        tuple(torch.from_numpy(table).to(device) for table in pairs),
-    )

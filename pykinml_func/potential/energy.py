@@ -60,21 +60,24 @@ def energy(model_config: ModelConfig, params: Params, species: Tensor, positions
     """
     tables = tables_of(model_config.aev, species)
     slots, mask = packing_of(species, len(model_config.aev.elements))
-    aevs = aevs_of_neighbours(model_config.aev, tables, positions.to(params.networks.weights[0].dtype))
+    # centred, so that float32 keeps its digits for distances
+    centred = (positions - positions.mean(dim=0)).to(params.networks.weights[0].dtype)
+    aevs = aevs_of_neighbours(model_config.aev, tables, centred)
     atomic = atomic_energies(model_config, params.networks, aevs[slots])
     return (atomic * mask).sum().double() + params.self_energies[species].sum()
 
 
 def packing_of(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:
     """Which atom of one structure sits in each packed slot (S,N), 0 where there is none; and whether there is one."""
-    return _packing(tuple(species.tolist()), n_species, species.device)
+    slots, mask = _packing(tuple(species.tolist()), n_species)
+    return torch.from_numpy(slots).to(species.device), torch.from_numpy(mask).to(species.device)
 
 
 @lru_cache(maxsize=4096)
-def _packing(species: tuple[int, ...], n_species: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # through numpy: a tensor made inside grad or vmap would be kept with that transform's wrapper around it
+def _packing(species: tuple[int, ...], n_species: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays, not tensors: a tensor made inside grad or vmap would be kept with that transform's wrapper around it."""
     members = [[atom for atom, kind in enumerate(species) if kind == s] for s in range(n_species)]
     width = max(len(atoms) for atoms in members)
     slots = np.array([atoms + [0] * (width - len(atoms)) for atoms in members])
     mask = np.array([[slot < len(atoms) for slot in range(width)] for atoms in members])
-    return torch.from_numpy(slots).to(device), torch.from_numpy(mask).to(device)
+    return slots, mask

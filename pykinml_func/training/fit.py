@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,7 +25,8 @@ from pykinml_func.data.splits import Split, make_split, make_split_from_marks, r
 from pykinml_func.errors import ConfigError, DataError, PyKinMLError
 from pykinml_func.files import write_atomically
 from pykinml_func.potential.energy import init_params
-from pykinml_func.potential.self_energies import SelfEnergyFit, fit_self_energies
+from pykinml_func.potential.self_energies import SelfEnergyFit, fit_self_energies, subtract_self_energies
+from pykinml_func.threads import using_threads
 from pykinml_func.training.checkpoint import save_checkpoint, save_model
 from pykinml_func.training.compilation import CompiledStep, repays_compilation
 from pykinml_func.training.metrics import add_sums, step_sums, summary
@@ -63,6 +66,8 @@ class RunResult(NamedTuple):
     predictions: dict[str, Predictions]
     shapes: int
     """shapes of batches that were compiled; 0 for an eager run"""
+    interrupted: bool = False
+    """whether Ctrl-C ended it before its last epoch"""
 
 
 class Setup(NamedTuple):
@@ -147,65 +152,105 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     """Train as `config` says and write the run directory `config.training.output`.
 
     The model of the epoch with the least validation RMSE of the energies is kept. Raises ConfigError or DataError
-    before any work for what cannot be used, PyKinMLError where training diverges. Ctrl-C keeps what was trained so
-    far.
+    before any work for what cannot be used, PyKinMLError where training diverges. Ctrl-C and divergence keep what was
+    trained so far.
     """
-    training = config.training
-    directory = training.output
-    if (directory / "model.safetensors").exists() and not overwrite:
-        raise ConfigError(
-            f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
-        )
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"output must be a directory, got the file {directory}; choose another with --output")
-    device = _device(training.device)
-    started = time.perf_counter()
-    prepared, config = _open(config)
-    split = _split(config, prepared.structures)
-    _complete(prepared, config, reporter, started)
-    source, self_energies = _source(config, prepared, split)
-    loaders = _loaders(config, source, split, device)
+    device = _device(config.training.device)
+    with _claimed(config.training.output, overwrite):
+        started = time.perf_counter()
+        prepared, config = _open(config)
+        split = _split(config, prepared.structures)
+        source, self_energies = _source(config, prepared.structures, split)
+        _complete(prepared, config, reporter, started)
+        loaders = _loaders(config, _with_features(config, source, prepared), split, device)
+        batch_atoms = float(np.diff(source.offsets)[split.train].mean() * loaders["train"].packer.batch_size)
+        small = batch_atoms * config.model.aev.length < _SMALL_BATCH
+        with using_threads(config.training.threads or int(small)):
+            return _train(config, reporter, prepared.structures, split, self_energies, loaders, batch_atoms)
 
+
+def _train(
+    config: RunConfig,
+    reporter: Reporter,
+    structures: Structures,
+    split: Split,
+    self_energies: SelfEnergyFit,
+    loaders: dict[str, Loader],
+    batch_atoms: float,
+) -> RunResult:
+    """The epochs and what is written of them."""
+    training, directory = config.training, config.training.output
     generator = torch.Generator().manual_seed(training.seeds[1])
     params = init_params(config.model, generator, getattr(torch, training.precision))
-    params = Params(params.networks, self_energies.self_energies)
-    params = _to(params, device)
+    params = _to(Params(params.networks, self_energies.self_energies), loaders["train"].packer.device)
+    path = training.force_path if training.forces else None
     n_steps = training.epochs * loaders["train"].n_batches
-    atoms = float(np.diff(source.offsets)[split.train].mean() * loaders["train"].packer.batch_size)
-    if training.threads or atoms * config.model.aev.length < _SMALL_BATCH:
-        torch.set_num_threads(training.threads or 1)
-    path = config.training.force_path if training.forces else None
-    compiled = repays_compilation(training.compile, path, n_steps, atoms)
-    reporter.ready(Setup(config, prepared.structures, split, self_energies, params, compiled))
+    compiled = repays_compilation(training.compile, path, n_steps, batch_atoms)
+    reporter.ready(Setup(config, structures, split, self_energies, params, compiled))
+    loop, interrupted = _Loop(config, loaders, params, compiled), False
 
-    directory.mkdir(parents=True, exist_ok=True)
-    _clear(directory)
-    write_toml(directory / "config.toml", config)
-    write_split(directory / "split.txt", split, prepared.structures.ids, prepared.structures.energies[:, 0])
-    loop = _Loop(config, loaders, params, compiled)
     try:
-        for _ in range(training.epochs):
+        while loop.epoch < training.epochs:
             record = loop.run_epoch()
-            reporter.epoch(record, training.epochs)
-            if loop.epoch % training.save_every == 0 or loop.epoch == training.epochs:
+            if loop.epoch == 1:
+                _clear(directory)
+                write_toml(directory / "config.toml", config)
+                write_split(directory / "split.txt", split, structures.ids, structures.energies[:, 0])
                 loop.save(directory)
+            if loop.epoch == training.epochs or loop.epoch % training.save_every == 0:
+                loop.save(directory)
+                loop.save_checkpoint(directory)
+            reporter.epoch(record, training.epochs)
     except KeyboardInterrupt:
-        if not loop.history:
+        if loop.epoch == 0:
             raise
-    loop.save(directory)
+        interrupted = True
+        loop.save(directory)
+        loop.save_checkpoint(directory)
+    except PyKinMLError:
+        if loop.epoch > 0:
+            loop.save(directory)
+        raise
     found = {
         part: _predict(config, loader, loop.best) for part, loader in loaders.items() if len(loader.packer.members)
     }
     errors = {part: errors for part, (_, errors) in found.items()}
     predictions = {part: predictions for part, (predictions, _) in found.items()}
-    result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes)
+    result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes, interrupted)
     reporter.finished(result)
     return result
 
 
+@contextmanager
+def _claimed(directory: Path, overwrite: bool) -> Iterator[None]:
+    """Keep a run directory to one run, and what is in it safe unless `overwrite`. Raises ConfigError."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"output must be a directory, got the file {directory}; choose another with --output")
+    if (directory / "model.safetensors").exists() and not overwrite:
+        raise ConfigError(
+            f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
+        )
+    ours = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    claim = directory / "running"
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        raise ConfigError(
+            f"{directory} is being written by another run; choose another with --output, or delete {claim} if that run "
+            "was killed"
+        ) from None
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+        if ours and not any(directory.iterdir()):
+            directory.rmdir()
+
+
 def _clear(directory: Path) -> None:
     """Remove what a replaced run left, so that no file of it passes for one of the new run."""
-    for name in ("model.safetensors", "metrics.jsonl", "checkpoints/epoch_*.safetensors"):
+    for name in ("model.safetensors", "metrics.jsonl", "*.png", "checkpoints/epoch_*.safetensors"):
         for path in directory.glob(name):
             path.unlink()
 
@@ -272,12 +317,15 @@ class _Loop:
         return record
 
     def save(self, directory: Path) -> None:
-        """Write the best model, a checkpoint of the last epoch, and the metrics."""
+        """Write the best model and the metrics."""
         save_model(directory / "model.safetensors", self.config.model, self.best)
-        name = f"epoch_{self.epoch:05d}.safetensors"
-        save_checkpoint(directory / "checkpoints" / name, self.config.model, self.state, self.plateau, self.epoch)
         text = "".join(json.dumps(record) + "\n" for record in self.history)
         write_atomically(directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write the state after the last epoch."""
+        path = directory / "checkpoints" / f"epoch_{self.epoch:05d}.safetensors"
+        save_checkpoint(path, self.config.model, self.state, self.plateau, self.epoch)
 
 
 def _device(name: str) -> torch.device:
@@ -310,23 +358,34 @@ def _split(config: RunConfig, structures: Structures) -> Split:
     return split
 
 
-def _source(config: RunConfig, prepared: PreparedSet, split: Split) -> tuple[Source, SelfEnergyFit]:
-    """What batches are cut from, self energies (of the training split) subtracted."""
-    structures, elements = prepared.structures, prepared.aev.elements
+def _source(config: RunConfig, structures: Structures, split: Split) -> tuple[Source, SelfEnergyFit]:
+    """What batches are cut from, without features; self energies (of the training split) subtracted."""
+    elements = config.model.aev.elements
     species = species_of(elements, structures)
     counts = torch.from_numpy(composition(species, structures.offsets, len(elements)))
+    trained = (counts[split.train] > 0).any(dim=0).tolist()
+    if not all(trained):
+        kept = [symbol for symbol, there in zip(elements, trained, strict=True) if there]
+        raise ConfigError(
+            f"every element must occur in a training structure, and {', '.join(set(elements) - set(kept))} occurs in "
+            f"none; train on more structures, or leave it out: --elements {','.join(kept)}"
+        )
     energies = torch.from_numpy(structures.energies[:, 0])
     fit = SelfEnergyFit(torch.zeros(len(elements), dtype=torch.float64), len(elements))
     if config.data.fit_self_energies:
         fit = fit_self_energies(counts[split.train], energies[split.train])
-    targets = (energies - counts.double() @ fit.self_energies).numpy()
-    source = Source(species, structures.positions, structures.offsets, len(elements), targets)
-    if config.training.forces:
-        source = source._replace(forces=structures.forces[:, 0])
-        if config.training.force_path == "positions":
-            return source, fit
-        source = source._replace(jacobians=prepared.jacobians)
-    return source._replace(aevs=prepared.aevs), fit
+    targets = subtract_self_energies(fit.self_energies, counts, energies).numpy()
+    return Source(species, structures.positions, structures.offsets, len(elements), targets), fit
+
+
+def _with_features(config: RunConfig, source: Source, prepared: PreparedSet) -> Source:
+    """The source with what the force path needs of the prepared set."""
+    if not config.training.forces:
+        return source._replace(aevs=prepared.aevs)
+    source = source._replace(forces=prepared.structures.forces[:, 0])
+    if config.training.force_path == "positions":
+        return source
+    return source._replace(aevs=prepared.aevs, jacobians=prepared.jacobians)
 
 
 def _loaders(config: RunConfig, source: Source, split: Split, device: torch.device) -> dict[str, Loader]:

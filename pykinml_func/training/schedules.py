@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_LEAST_DROP = 1e-8
+"""A drop of the rate smaller than this is not made, as in torch."""
+
 
 class PlateauState(NamedTuple):
     """What ReduceLROnPlateau remembers."""
@@ -26,5 +29,6 @@ def reduce_on_plateau(
         return PlateauState(state.learning_rate, valid_rmse, 0)
     waited = state.epochs_without_improvement + 1
     if waited > patience:
-        return PlateauState(state.learning_rate * decay, state.best, 0)
+        lower = state.learning_rate * decay
+        return PlateauState(lower if state.learning_rate - lower > _LEAST_DROP else state.learning_rate, state.best, 0)
     return PlateauState(state.learning_rate, state.best, waited)

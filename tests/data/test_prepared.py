@@ -170,12 +170,39 @@ def test_a_corrupted_array_is_noticed(opened: Opener, how: str):
         opened()
 
 
+def test_what_a_write_ahead_log_holds_counts(folder: Path, opened: Opener):
+    connection = sqlite3.connect(folder / "CH4.db")
+    with closing(connection):
+        connection.execute("PRAGMA journal_mode=WAL")
+        first = opened()
+        with connection:
+            connection.execute("UPDATE energy SET E = E + 1")
+        other = opened()
+        assert (folder / "CH4.db-wal").stat().st_size > 0
+    np.testing.assert_allclose(other.structures.energies[:5], first.structures.energies[:5] + 1)
+
+
+@pytest.mark.parametrize("name", ["positions.npy", "manifest.json"])
+def test_a_set_that_lacks_a_file_is_told_or_made_again(opened: Opener, name: str):
+    prepared = opened()
+    (prepared.path / name).unlink()
+    if name == "manifest.json":
+        assert not opened().reused
+    else:
+        with pytest.raises(DataError, match=r"positions.npy is not what was written there"):
+            opened()
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut short", "zeros"])
 @pytest.mark.parametrize("name", ["aevs", "jacobians"])
-def test_features_that_were_cut_short_are_noticed(opened: Opener, name: str):
+def test_features_that_were_damaged_are_noticed(opened: Opener, name: str, how: str):
     prepared = opened()
     complete(prepared, "jacobians")
     path = prepared.path / f"{name}.npy"
-    path.write_bytes(path.read_bytes()[:-8])
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    changed = {"a bit": content, "cut short": content[:-8], "zeros": content[:128] + bytes(len(content) - 128)}
+    path.write_bytes(changed[how])
     with pytest.raises(DataError, match=rf"{name}.npy is not what was written there"):
         getattr(opened(), name)
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.potential.aev import aevs
@@ -201,3 +201,25 @@ def test_init_params_are_bounded_by_the_number_of_inputs():
     single = init_params(MODEL, torch.Generator().manual_seed(0), torch.float32)
     assert torch.equal(single.networks.weights[0], params.networks.weights[0].float())
     assert single.self_energies.dtype == torch.float64
+
+
+@pytest.mark.parametrize("first", ["grad", "hessian", "jacrev", "jacfwd", "vmap", "inference"])
+def test_a_transform_that_comes_first_spoils_nothing_for_the_next(first: str, make_positions: Positions):
+    # a composition that no other test has, so that nothing of it is cached yet
+    length = 7 + ["grad", "hessian", "jacrev", "jacfwd", "vmap", "inference"].index(first)
+    species, positions = torch.tensor([1, 0] * length)[:length], torch.from_numpy(make_positions(length, 3))
+
+    def of(x: Tensor) -> Tensor:
+        return energy(MODEL, PARAMS, species, x)
+
+    with torch.inference_mode(first == "inference"):
+        if first == "inference":
+            of(positions)
+        elif first == "vmap":
+            vmap(hessian(of))(positions.unsqueeze(0))
+        else:
+            {"grad": grad, "hessian": hessian, "jacrev": jacrev, "jacfwd": jacfwd}[first](of)(positions)
+    slope = grad(of)(positions)
+    tracked = positions.clone().requires_grad_()
+    of(tracked).backward()
+    torch.testing.assert_close(tracked.grad, slope)

@@ -404,3 +404,35 @@ def test_single_precision_networks_and_double_self_energies(settings: Settings, 
     assert {leaf.dtype for leaf in tree_leaves(single.params.networks)} == {torch.float32}
     assert torch.equal(single.params.self_energies, double.params.self_energies)
     assert timeless(single.history)[-1] == pytest.approx(timeless(double.history)[-1], rel=1e-2)
+
+
+def test_a_directory_takes_one_run_at_a_time(settings: Settings) -> None:
+    output = Path(settings["output"])
+    output.mkdir()
+    (output / "running").touch()
+    with pytest.raises(ConfigError, match=r"is being written by another run; choose another with --output"):
+        run(settings)
+    (output / "running").unlink()
+    run(settings)
+    assert not (output / "running").exists()
+
+
+def test_an_overwritten_run_is_kept_until_the_new_one_has_an_epoch(settings: Settings) -> None:
+    model = run(settings).directory / "model.safetensors"
+    before = model.read_bytes()
+    with pytest.raises(ConfigError):
+        run(settings, overwrite=True, split=(0.5, 0.0, 0.5))
+    assert model.read_bytes() == before
+
+
+def test_an_element_without_training_structures_is_refused(settings: Settings) -> None:
+    with pytest.raises(
+        ConfigError, match=r"O occurs in none; train on more structures, or leave it out: --elements C,H"
+    ):
+        run(settings, elements=("C", "H", "O"))
+
+
+def test_the_number_of_threads_is_as_before(settings: Settings) -> None:
+    before = torch.get_num_threads()
+    run(settings, threads=before + 1)
+    assert torch.get_num_threads() == before

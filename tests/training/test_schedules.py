@@ -14,7 +14,7 @@ def test_the_schedule_is_torchs_with_an_absolute_threshold(patience: int, thresh
     errors[20:25] = errors[19] - threshold  # falls by the threshold, to rounding: no improvement
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=decay, patience=patience, threshold=threshold, threshold_mode="abs", eps=0
+        optimizer, factor=decay, patience=patience, threshold=threshold, threshold_mode="abs"
     )
     ours, rates = PlateauState(1e-2), set()
     for error in errors.tolist():
