@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.version import __version__
@@ -17,8 +18,23 @@ from pykinml_func.version import __version__
 if TYPE_CHECKING:
     from pykinml_func.config import RunConfig, Setting
 
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+
+class _Group(TyperGroup):
+    """Says that Ctrl-C was heard; Typer leaves without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="pykinml",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,8 +44,6 @@ app = typer.Typer(
     },
 )
 
-_BAD_INPUT = 2
-
 
 def main() -> None:
     """Run the command; what the user can mend ends with one message and exit code 2."""
@@ -38,6 +52,10 @@ def main() -> None:
         app()
     except PyKinMLError as error:
         print(f"Error: {error}", file=sys.stderr)
+        sys.exit(_BAD_INPUT)
+    except OSError as error:  # no permission, no space
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"Error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(_BAD_INPUT)
 
 
@@ -67,7 +85,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option_parameters() -> list[inspect.Parameter]:
     """An option a setting, and a hidden one for each of PyKinML's names, so that giving both is noticed."""
-    from pykinml_func.config import ALIASES, SETTINGS
+    from pykinml_func.config import ALIASES, NOT_YET, SETTINGS
 
     theirs = {target: alias for alias, targets in ALIASES.items() for target in targets}
     parameters = []
@@ -80,7 +98,16 @@ def _option_parameters() -> list[inspect.Parameter]:
     for alias, targets in ALIASES.items():
         kind = str if len(targets) > 1 else _kind(SETTINGS[targets[0]])
         parameters.append(_parameter(alias, kind, hidden=True))
+    parameters += [_parameter(name, bool, hidden=True, callback=_refuse) for name in NOT_YET]
     return parameters
+
+
+def _refuse(option: typer.CallbackParam, value: bool | None) -> None:
+    """Before Typer complains of what follows the option."""
+    from pykinml_func.config import canonical
+
+    if value is not None:
+        canonical({str(option.name): value})
 
 
 def _parameter(name: str, kind: Any, **options: Any) -> inspect.Parameter:
@@ -138,7 +165,9 @@ def train(
     from pykinml_func.training.fit import fit
 
     with ConsoleReporter() as reporter:
-        fit(run, reporter, overwrite)
+        result = fit(run, reporter, overwrite)
+    if result.interrupted:
+        raise KeyboardInterrupt
 
 
 def prepare(config: ConfigFile = None, *, settings: dict[str, Any]) -> None:
@@ -160,11 +189,15 @@ def predict(
     ] = None,
 ) -> None:
     """Predict energies (eV) and forces (eV/Å) of structures."""
-    from pykinml_func.inference.predictor import Predictor, read_structures, write_predictions
+    from pykinml_func.inference.predictor import Predictor, check_output, read_structures, write_predictions
     from pykinml_func.report.predictions import print_predictions
 
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"output must go to a directory that is there, got {output}; make {output.parent} first")
+    if output is not None:
+        check_output(output)
+        if output.resolve() in {path.resolve() for path in (model, *inputs)}:
+            raise ConfigError(f"output must differ from what is read, got {output}; give another name")
     predictor = Predictor.load(model)
     images = read_structures(inputs)
     predictions = predictor.predict(images)

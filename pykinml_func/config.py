@@ -6,6 +6,7 @@ Each setting has one name, unique in all sections, and may have PyKinML's name a
 from __future__ import annotations
 
 import difflib
+import glob
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ class AEVConfig(_Frozen):
         validate_default=False,
         description="exponent of the angular part's Gaussians [1/Å²]; default: aevmod's rule",
     )  # type: ignore[assignment]
-    zeta: PositiveFloat = Field(8.0, description="exponent of the angular sections")
+    zeta: float = Field(8.0, ge=1, description="exponent of the angular sections")
     radial_shifts: tuple[float, ...] = Field(
         (), description="centres of the radial Gaussians [Å]; default: aevmod's rule"
     )
@@ -71,18 +72,20 @@ class AEVConfig(_Frozen):
         for count, grid in _GRIDS.items():
             if isinstance(given.get(grid), list | tuple) and given[grid]:
                 given.setdefault(count, len(given[grid]))
-        if not all(_is_number(given.get(k, 1)) for k in (*_GRIDS, "radial_cutoff", "angular_cutoff")):
+        if not all(_is_number(given.get(name, 1)) for name in ("radial_cutoff", "angular_cutoff")):
+            return given
+        if not all(_is_number(given.get(count, 1)) and float(given.get(count, 1)).is_integer() for count in _GRIDS):
             return given
         for part, count in (("radial", "n_radial"), ("angular", "n_angular_radial")):
             cutoff = float(given.get(f"{part}_cutoff", cls.model_fields[f"{part}_cutoff"].default))
-            shells = int(given.get(count, cls.model_fields[count].default))
+            shells = int(float(given.get(count, cls.model_fields[count].default)))
             if cutoff <= 0 or shells < 1:
                 return given
             width = cutoff / shells
             given.setdefault(f"{part}_eta", 1 / (2 / 3 * width) ** 2)
             if not given.get(f"{part}_shifts"):
                 given[f"{part}_shifts"] = tuple(width * (k + 0.5) for k in range(shells))
-        sections = int(given.get("n_angular", cls.model_fields["n_angular"].default))
+        sections = int(float(given.get("n_angular", cls.model_fields["n_angular"].default)))
         if sections >= 1 and not given.get("angular_sections"):
             given["angular_sections"] = tuple(math.pi * k / max(sections - 1, 1) for k in range(sections))
         return given
@@ -239,6 +242,8 @@ class TrainConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, self.seeds))}")
         if "force_weight" in self.model_fields_set and self.force_weight > 0 and not self.forces:
             raise ValueError(
                 f"force_weight needs forces, got force_weight = {self.force_weight:g} with forces off; add forces, "
@@ -305,6 +310,26 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """PyKinML's names for our settings; a name of several takes a list, one value for each."""
 
+NOT_YET = (
+    "pre_saved",
+    "load_model",
+    "load_model_name",
+    "optimize_force_weight",
+    "optimizer",
+    "lrscheduler",
+    "delta",
+    "multi_fid",
+    "ddp",
+    "gpus",
+    "input_data_type",
+    "fidlevel_lf",
+    "momentum",
+    "weight_decay",
+    "write_tvtmsk",
+    "read_trid",
+)
+"""PyKinML's names for what this package does not do yet."""
+
 PATH_LISTS = ("input", "split_files")
 """Lists of paths and globs, which are never cut at commas."""
 
@@ -316,6 +341,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     source: dict[str, str] = {}
     for key, value in given.items():
         name = key.replace("-", "_")
+        if name.lower() in NOT_YET:
+            raise ConfigError(f"{key} is PyKinML's, and not there yet; leave it out")
         targets: tuple[str, ...]
         if name.lower() == "no_biases":
             if not isinstance(value, bool):
@@ -392,40 +419,77 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Settings of a TOML file, flat; `input` and `split_files` become relative to the file's folder.
 
     Sections ([data], [model], [model.aev], [training]) are for the reader: a setting may stand in any, or at the top.
-    Raises ConfigError for a file that cannot be read.
+    Raises ConfigError for a file that cannot be read, another section, or a setting that stands in two places.
     """
     try:
-        tree = tomllib.loads(path.read_text())
+        content = path.read_bytes()
+        if content.startswith(b"SQLite format 3"):
+            raise ConfigError(
+                f"the configuration must be a TOML file, got {path}, a database; quote globs (--input 'data/*.db') or "
+                "repeat --input before each database"
+            )
+        tree = tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}") from None
     except OSError as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} must be TOML: {error}") from None
-    flat = canonical(dict(_leaves(tree)))
-    for name in ("input", "split_files"):
-        if isinstance(flat.get(name), list):
-            flat[name] = [str(path.parent / str(entry)) for entry in flat[name]]
+    given: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for section, key, value in _leaves(tree, path):
+        place = f"in [{'.'.join(section)}]" if section else "at the top"
+        if key in given:
+            raise ConfigError(f"{path} sets {key} {places[key]} and {place}; keep one of them")
+        given[key], places[key] = value, place
+    flat = canonical(given)
+    if isinstance(flat.get("input"), list):
+        flat["input"] = [_from_folder(path.parent, str(entry)) for entry in flat["input"]]
+    if isinstance(flat.get("split_files"), list):
+        flat["split_files"] = [str(path.parent / str(entry)) for entry in flat["split_files"]]
     return flat
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    tree: Mapping[str, Any], path: Path, section: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """Section, name and value of each setting."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
-            yield key, value
+        if not isinstance(value, Mapping):
+            yield section, key, value
+            continue
+        inner = (*section, key)
+        if inner not in {setting.section for setting in SETTINGS.values()}:
+            name, names = ".".join(inner), sorted({".".join(setting.section) for setting in SETTINGS.values()})
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean [{close[0]}]?" if close else f"the sections are [{'], ['.join(names)}]"
+            raise ConfigError(f"unknown section [{name}] in {path}; {hint}")
+        yield from _leaves(value, path, inner)
+
+
+def _from_folder(folder: Path, pattern: str) -> str:
+    """A path or glob that is meant from `folder`, whose own name is taken as it is."""
+    literal = folder / pattern
+    return str(literal if literal.is_file() else Path(glob.escape(str(folder))) / pattern)
 
 
 def write_toml(path: Path, config: RunConfig) -> None:
-    """Write every setting, so that `pykinml train PATH` runs the same again."""
-    absolute = {name: [str(Path(p).resolve()) for p in getattr(config.data, name)] for name in ("input", "split_files")}
+    """Write every setting, so that `pykinml train PATH` runs the same again.
+
+    Links are not followed, since a database's name is its formula. Grids that follow the rule are left out, so that
+    they follow a cutoff or a count that is changed later.
+    """
     tree = config.model_dump(mode="json", exclude_none=True)
-    tree["data"] |= absolute
-    aev = config.model.aev
-    for name in GRID_FIELDS if aev == aev.by_rule() else _GRIDS:
+    tree["data"] |= {
+        "input": [_from_folder(Path.cwd(), pattern) for pattern in config.data.input],
+        "split_files": [str(Path(name).absolute()) for name in config.data.split_files],
+        "prepared": str(config.data.prepared.absolute()),
+    }
+    aev, rule = config.model.aev, config.model.aev.by_rule()
+    own = {name for name in GRID_FIELDS if getattr(aev, name) != getattr(rule, name)}
+    for name in {*GRID_FIELDS} - own | {count for count, grid in _GRIDS.items() if grid in own}:
         del tree["model"]["aev"][name]
     if config.training.force_weight > 0 and not config.training.forces:
         del tree["training"]["force_weight"]  # the default, which reads as a contradiction when it is given
     text = tomlkit.dumps(tree)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -198,6 +198,15 @@ BAD_TRAINING = {
     "unknown name in TOML": (["typo.toml"], "unknown setting 'epoch'; did you mean epochs?"),
     "unknown option": (["--epochz", "3"], "--epochs"),
     "bad value": (["--epochs", "ten"], "epochs must be a whole number, got 'ten'"),
+    "seed below 0": (["--seeds", "-1,2"], "seeds must be from 0 to 2**63 - 1, got -1, 2"),
+    "unquoted glob": (["--input", "a.db", "{databases}/CH4.db"], "a database; quote globs"),
+    "not there yet": (
+        ["--input", "a.db", "--optimizer", "Adam", "--tvt", "3,1"],
+        "optimizer is PyKinML's, and not there",
+    ),
+    "not there yet, with a file": (["typo.toml", "--load_model_name", "x.pt"], "is PyKinML's, and not there yet"),
+    "not there yet, a flag": (["--ddp"], "ddp is PyKinML's, and not there yet"),
+    "folder as input": (["--input", "."], "which is a folder; give './*.db'"),
     "bad choice": (["--precision", "half"], "'float64' or 'float32', got 'half'"),
     "two names": (["--fw", "0.2", "--force-weight", "0.2"], "set the same thing (force_weight)"),
     "no input": ([], "input must name at least one database"),
@@ -293,3 +302,32 @@ def test_metrics_are_json_lines(trained: Path) -> None:
         for name in ("mae", "rmse", "max")
     }
     assert [set(record) for record in records] == [kinds | {"epoch", "learning_rate", "seconds"}] * 2
+
+
+def test_predict_keeps_its_inputs_and_names_its_format(pykinml: Run, trained: Path, tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "h2.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]))
+    before = (tmp_path / "h2.xyz").read_bytes()
+    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", tmp_path / "h2.xyz")
+    assert ended.code == 2 and "output must differ from what is read" in ended.err
+    assert (tmp_path / "h2.xyz").read_bytes() == before
+    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", "out.traj")
+    assert ended.code == 2 and "name it .extxyz or .xyz" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (PermissionError(13, "Permission denied", "runs/model"), 2, "Error: runs/model: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "Error: No space left on device\n"),
+        (OSError("the disk is gone"), 2, "Error: the disk is gone\n"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C\n"),
+    ],
+)
+def test_what_stops_the_command_is_told_without_a_traceback(
+    pykinml: Run, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, said: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("pykinml_func.training.fit.fit", stop)
+    assert pykinml("train", "--input", "CH4.db") == Ended(code, "", said)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from pykinml_func.config import (
     ALIASES,
+    NOT_YET,
     SETTINGS,
     AEVConfig,
     RunConfig,
@@ -21,6 +22,7 @@ from pykinml_func.config import (
     read_toml,
     write_toml,
 )
+from pykinml_func.data.database import find_databases
 from pykinml_func.errors import ConfigError
 
 JARGON = re.compile(r"type=|https?://|pydantic|validation error|tuple|Input should|Field required|loc=", re.IGNORECASE)
@@ -101,7 +103,7 @@ def test_given_grids_set_their_counts() -> None:
     ],
 )
 def test_toml_round_trip(tmp_path: Path, given: dict[str, Any]) -> None:
-    config = build_config({"input": (str(tmp_path / "*.db"),), **given})
+    config = build_config({"input": (str(tmp_path / "*.db"),), "prepared": str(tmp_path / "prepared"), **given})
     config = config.model_copy(
         update={
             "data": config.data.model_copy(
@@ -142,6 +144,70 @@ def test_written_paths_hold_from_everywhere(tmp_path: Path, monkeypatch: pytest.
     found = read_toml(Path("runs/config.toml"))
     assert found["input"] == [str(tmp_path / "data/*.db")]
     assert found["split_files"] == [str(tmp_path / "tvt.txt")]
+    assert found["prepared"] == str(tmp_path / "prepared")
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "acetylene.db").touch()
+    (tmp_path / "CHCH.db").symlink_to("acetylene.db")
+    write_toml(tmp_path / "config.toml", build_config({"input": [str(tmp_path / "CHCH.db")]}))
+    assert read_toml(tmp_path / "config.toml")["input"] == [str(tmp_path / "CHCH.db")]
+
+
+@pytest.mark.parametrize("pattern", ["*.db", "CH4.db", "set[[]2]/CH4.db", "set[2]/CH4.db"])
+def test_a_folder_with_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    folder = tmp_path / "run[1]"
+    (folder / "set[2]").mkdir(parents=True)
+    (folder / "CH4.db").touch()
+    (folder / "set[2]/CH4.db").touch()
+    expected = folder / ("set[2]/CH4.db" if "set" in pattern else "CH4.db")
+    (folder / "run.toml").write_text(f'input = "{pattern}"')
+    assert find_databases(read_toml(folder / "run.toml")["input"]) == [expected]
+    monkeypatch.chdir(folder)
+    write_toml(tmp_path / "config.toml", build_config({"input": [pattern]}))
+    assert find_databases(read_toml(tmp_path / "config.toml")["input"]) == [expected]
+
+
+def test_grids_of_the_rule_follow_what_changes_on_a_rerun(tmp_path: Path) -> None:
+    write_toml(tmp_path / "config.toml", build_config({"zeta": 14.1, "radial_shifts": [1.0, 2.0]}))
+    changed = {"radial_cutoff": 4.0, "angular_cutoff": 3.0, "n_angular": 3}
+    found = build_config(read_toml(tmp_path / "config.toml") | changed).model.aev
+    assert found == AEVConfig(zeta=14.1, radial_shifts=(1.0, 2.0), **changed)  # type: ignore[arg-type]
+
+
+def test_a_database_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "CH4.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)))
+    with pytest.raises(ConfigError, match=r"got .*CH4\.db, a database; quote globs .* or repeat --input"):
+        read_toml(tmp_path / "CH4.db")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[data]\nepochs = 1\n[training]\nepochs = 2", r"sets epochs in \[data\] and in \[training\]; keep one"),
+        ("epochs = 1\n[model.aev]\nepochs = 2", r"sets epochs at the top and in \[model.aev\]"),
+        ("epochs = 1\n[training]\nEpochs = 2", "unknown setting 'Epochs'; did you mean epochs"),
+        ("batch_size = 1\n[training]\nbatch-size = 2", "batch_size and batch-size set the same thing"),
+        ("[trainig]\nepochs = 1", r"unknown section \[trainig\] in .*; did you mean \[training\]\?"),
+        (
+            "[aev]\nzeta = 1",
+            r"unknown section \[aev\] .* sections are \[data\], \[model\], \[model.aev\], \[training\]",
+        ),
+    ],
+)
+def test_sections_are_ours_and_each_setting_stands_once(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read_toml(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_pykinml_has_and_we_have_not(name: str) -> None:
+    assert (
+        refusal(**{name.replace("_", "-"): 1})
+        == f"{name.replace('_', '-')} is PyKinML's, and not there yet; leave it out"
+    )
+    assert name not in SETTINGS and name not in ALIASES
 
 
 def test_a_setting_may_stand_in_any_section(tmp_path: Path) -> None:
@@ -294,6 +360,10 @@ def test_a_force_weight_needs_forces() -> None:
         ({"epochs": "ten"}, ["epochs", "whole number", "'ten'"]),
         ({"seeds": [1]}, ["seeds", "2 values", "[1]"]),
         ({"seeds": "1,2,3"}, ["seeds", "2 values", "'3'"]),
+        ({"seeds": "-1,2"}, ["seeds must be from 0 to 2**63 - 1, got -1, 2"]),
+        ({"seeds": [0, 2**63]}, ["seeds", f"got 0, {2**63}"]),
+        ({"n_radial": "16.5"}, ["n_radial", "whole number", "'16.5'"]),
+        ({"n_angular": "2.5"}, ["n_angular", "whole number", "'2.5'"]),
         ({"aev_params": "4,2"}, ["aev_params", "3 values", "n_angular_radial", "'4,2'"]),
         ({"cuttoff_radius": 4.6}, ["cuttoff_radius", "2 values", "4.6"]),
         ({"force_path": "autograd"}, ["force_path", "'positions'", "'autograd'"]),

@@ -21,6 +21,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from ase.symbols import string2symbols
 
+from pykinml_func.data.geometry import CLOSEST, closest_pair
 from pykinml_func.errors import DataError
 from pykinml_func.files import write_atomically
 from pykinml_func.types import Structures
@@ -35,9 +36,10 @@ CREATE TABLE energy (id integer PRIMARY KEY, fidelity integer, sample_set_id int
 """
 
 _QUERY = """
-SELECT xyz.id, xyz.geom, xyz.name, xyz.temp, energy.fidelity, energy.E, energy.force
-FROM xyz JOIN energy ON energy.xyz_id = xyz.id
-WHERE (:levels IS NULL OR energy.fidelity IN (SELECT value FROM json_each(:levels)))
+SELECT xyz.id, xyz.geom, xyz.name, xyz.temp, energy.xyz_id, energy.fidelity, energy.E, energy.force
+FROM xyz LEFT JOIN energy ON :labels AND energy.xyz_id = xyz.id
+WHERE (energy.xyz_id IS NOT NULL OR NOT :labels)
+  AND (:levels IS NULL OR energy.fidelity IN (SELECT value FROM json_each(:levels)))
   AND (:names IS NULL OR EXISTS (SELECT 1 FROM json_each(:names) WHERE xyz.name LIKE value))
   AND (:temperature IS NULL OR xyz.temp = :temperature)
   AND (:ids IS NULL OR xyz.id IN (SELECT value FROM json_each(:ids)))
@@ -47,25 +49,29 @@ ORDER BY xyz.id, energy.fidelity
 
 def find_databases(patterns: Sequence[str]) -> list[Path]:
     """The files that paths or globs name, each once, in order of name. Raises DataError for one that names none."""
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}
     for pattern in patterns:
-        names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns)
-        matches = [Path(name) for name in names]
+        names = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns)
+        matches = [Path(name) for name in sorted(names)]
         if not matches:
             raise DataError(
                 f"no database matches {pattern!r} (from {Path.cwd()}); give a path or a glob such as 'data/*.db'"
             )
-        found.update(matches)
+        for path in matches:
+            if path.is_dir():
+                raise DataError(f"input must be databases, got {path}, which is a folder; give '{path}/*.db'")
+            found.setdefault(path.resolve(), path)
     if not found:
         raise DataError("input must name at least one database, got none; e.g. --input 'data/*.db'")
-    labels = [database_label(path) for path in found]
+    paths = list(found.values())
+    labels = [database_label(path) for path in paths]
     for label in {label for label in labels if labels.count(label) > 1}:
         raise DataError(
             f"databases must have different names, got two called {label}.db; rename one: the formula ends at the "
             "first "
             f"dot, so {label}.second.db will do"
         )
-    return sorted(found, key=lambda path: (path.name, str(path)))
+    return sorted(paths, key=lambda path: (path.name, str(path)))
 
 
 def database_label(path: Path) -> str:
@@ -91,21 +97,27 @@ def read_databases(
     names: Sequence[str] = (),
     temperature: float | None = None,
     ids: Sequence[str] | None = None,
+    *,
+    labels: bool = True,
 ) -> Structures:
     """Structures of several databases that have an energy at one of `levels` (default: at any).
 
     names: SQL LIKE patterns, of which one must match; temperature: K; ids: 'C5H5/12', each of which must be there.
+    labels: False reads geometries alone, those without energies too; `levels` is then of no account.
     Blobs are never unpickled. Raises DataError for a file, a row or an id that cannot be used.
     """
     rows = [
         structure
         for path in paths
-        for structure in _read_database(path, levels, names, temperature, _ids_in(path, ids))
+        for structure in _read_database(
+            path, levels if labels else None, names, temperature, _ids_in(path, ids), labels
+        )
     ]
-    if ids is not None and len(rows) < len(set(ids)):
-        absent = sorted(set(ids) - {row.id for row in rows})
+    absent = sorted(set(ids or ()) - {row.id for row in rows})
+    if absent:
         raise DataError(
-            f"{len(absent)} of {len(set(ids))} structures are not in the databases with these filters: {_some(absent)}"
+            f"{len(absent)} of {len(set(ids or ()))} structures are not in the databases with these filters: "
+            f"{_some(absent)}; add their databases to input, or drop their lines from the split files"
         )
     if not rows:
         where = ", ".join(str(path) for path in paths)
@@ -115,7 +127,7 @@ def read_databases(
             f"names {_some(names or ['any'])}, temperature {kelvin}); "
             f"the files hold {'; '.join(_contents(path) for path in paths)}"
         )
-    return _gather(rows, levels)
+    return _gather(rows, levels if labels else ())
 
 
 class _Row(NamedTuple):
@@ -133,9 +145,11 @@ def _read_database(
     names: Sequence[str],
     temperature: float | None,
     ids: Sequence[int] | None,
+    labels: bool,
 ) -> Iterator[_Row]:
     numbers = np.array([atomic_numbers[symbol] for symbol in formula_symbols(path)])
     values = {
+        "labels": labels,
         "levels": None if levels is None else json.dumps([int(level) for level in levels]),
         "names": json.dumps(list(names)) if names else None,
         "temperature": temperature,
@@ -160,7 +174,13 @@ def _read_structure(path: Path, row_id: int, group: list[tuple[Any, ...]], numbe
     where = f"{path}, xyz row {row_id}"
     _, geometry, name, temperature, *_ = group[0]
     labels: dict[int, tuple[float, np.ndarray | None]] = {}
-    for *_, level, value, force in group:
+    for *_, labelled, level, value, force in group:
+        if labelled is None:
+            continue
+        if not isinstance(level, int):
+            raise DataError(
+                f"{where}: energy.fidelity must be a whole number, got {level!r}; correct or delete its row"
+            )
         if level in labels:
             raise DataError(f"{where} must have one energy a fidelity level, got two at level {level}; delete one row")
         if not isinstance(value, float | int) or not np.isfinite(value):
@@ -170,6 +190,14 @@ def _read_structure(path: Path, row_id: int, group: list[tuple[Any, ...]], numbe
             None if force is None else _array(force, f"{where}, force at level {level}", len(numbers)),
         )
     positions = _array(geometry, f"{where}, geom", len(numbers))
+    pair = closest_pair(positions)
+    if pair is not None:
+        raise DataError(
+            f"{where}, geom must have its atoms at least {CLOSEST:g} Å apart, got atoms {pair[0]} and {pair[1]} in one "
+            "place; delete the row"
+        )
+    if not isinstance(temperature, float | int | None):
+        raise DataError(f"{where}: temp must be a number of K or NULL, got {temperature!r}; correct it")
     kelvin = np.nan if temperature is None else float(temperature)
     return _Row(f"{database_label(path)}/{row_id}", numbers, positions, name or "", kelvin, labels)
 
@@ -207,7 +235,7 @@ def _gather(rows: Sequence[_Row], wanted: Sequence[int] | None) -> Structures:
         np.concatenate([row.numbers for row in rows]),
         np.concatenate([row.positions for row in rows]),
         offsets,
-        np.array(levels),
+        np.array(levels, dtype=int),
         energies,
         forces,
         np.array([row.id for row in rows]),
@@ -229,8 +257,9 @@ def _contents(path: Path) -> str:
     with closing(_connect(path)) as connection:
         counts = connection.execute("SELECT fidelity, count(*) FROM energy GROUP BY fidelity").fetchall()
         names = [name for (name,) in connection.execute("SELECT DISTINCT name FROM xyz LIMIT 6")]
+        kelvins = [f"{value}" for (value,) in connection.execute("SELECT DISTINCT temp FROM xyz ORDER BY temp LIMIT 6")]
     levels = ", ".join(f"{count} at fidelity {level}" for level, count in counts)
-    return f"{path.name}: {levels or 'no energies'}; names {_some(names)}"
+    return f"{path.name}: {levels or 'no energies'}; names {_some(names)}; temperatures {_some(kelvins)}"
 
 
 def _some(items: Sequence[object], most: int = 5) -> str:
@@ -241,8 +270,13 @@ def write_database(path: Path, structures: Structures, methods: Mapping[int, str
     """Write structures of one formula as a PyKinML database, xyz ids 1..M in their order.
 
     path: named by the formula; methods: level -> text for `energy.calc`, such as 'GFN1-xTB'. Raises DataError where the
-    atoms are not those of the formula in its order. Structure ids are not kept: PyKinML derives them from file and row.
+    atoms are not those of the formula in its order, there is no structure, or no folder to write to. Structure ids are
+    not kept: PyKinML derives them from file and row.
     """
+    if not path.parent.is_dir():
+        raise DataError(f"{path} must go to a folder that is there; make {path.parent} first")
+    if structures.n_structures == 0:
+        raise DataError(f"{path} must hold at least one structure, got none")
     numbers = [atomic_numbers[symbol] for symbol in formula_symbols(path)]
     expected = np.tile(numbers, structures.n_structures)
     if not np.array_equal(structures.numbers, expected):

@@ -30,20 +30,27 @@ def read_split_files(paths: Sequence[Path]) -> dict[str, int]:
     marks: dict[str, int] = {}
     for path in paths:
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise DataError(f"split file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise DataError(
+                f"split file {path} must be text, lines of `DATABASE/xyz_id 2|-1`, got a binary file; give the file "
+                "that lists the structures"
+            ) from None
         for number, line in enumerate(lines, start=1):
             columns = line.split()
             if not columns:
                 continue
-            if len(columns) < 2 or columns[1] not in {str(_LEARN), str(_TEST)}:
+            database, _, row = columns[0].rpartition("/")
+            if not (database and row.isdecimal()) or len(columns) < 2 or columns[1] not in {str(_LEARN), str(_TEST)}:
                 raise DataError(
                     f"{path}, line {number} must be `DATABASE/xyz_id 2` or `DATABASE/xyz_id -1`, got {line!r}"
                 )
-            if columns[0] in marks:
-                raise DataError(f"{path}, line {number}: {columns[0]} is listed twice; keep one line a structure")
-            marks[columns[0]] = int(columns[1])
+            name = f"{database}/{int(row)}"  # C2H2/01 is C2H2/1
+            if name in marks:
+                raise DataError(f"{path}, line {number}: {name} is listed twice; keep one line a structure")
+            marks[name] = int(columns[1])
     if not marks:
         raise DataError(f"split files must list structures, got none in {', '.join(map(str, paths))}")
     return marks
@@ -99,4 +106,4 @@ def write_split(path: Path, split: Split, ids: np.ndarray, energies: np.ndarray)
         for m in part
     ]
     text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

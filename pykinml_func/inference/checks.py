@@ -11,10 +11,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
+from pykinml_func.data.geometry import CLOSEST, closest_pair
 from pykinml_func.errors import DataError, ModelError
-
-CLOSEST = 1e-3
-"""Å; atoms nearer than this are the same atom twice, or a file gone wrong"""
 
 
 def checked_species(elements: Sequence[str], atoms: Atoms, label: str) -> np.ndarray:
@@ -46,12 +44,9 @@ def _check_positions(positions: np.ndarray, label: str) -> None:
     if not np.isfinite(positions).all():
         atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
         raise DataError(f"{label} must have finite positions, got {positions[atom].tolist()} for atom {atom}")
-    vectors = positions[:, None] - positions
-    squared = np.einsum("ijx,ijx->ij", vectors, vectors)
-    np.fill_diagonal(squared, np.inf)
-    if squared.min() < CLOSEST**2:
-        first, second = np.unravel_index(squared.argmin(), squared.shape)
+    pair = closest_pair(positions)
+    if pair is not None:
         raise DataError(
-            f"{label} must have its atoms at least {CLOSEST:g} Å apart, got atoms {first} and {second} in one place; "
-            "remove one of them"
+            f"{label} must have its atoms at least {CLOSEST:g} Å apart, got atoms {pair[0]} and {pair[1]} in one "
+            "place; remove one of them"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
@@ -184,7 +185,7 @@ def _is_pykinml(path: Path) -> bool:
 
 
 def _read_pykinml(path: Path) -> list[Atoms]:
-    structures = read_databases([path])
+    structures = read_databases([path], labels=False)
     atoms_of = zip(structures.offsets[:-1], structures.offsets[1:], structures.ids, strict=True)
     return [
         Atoms(structures.numbers[a:b], structures.positions[a:b], info={_SOURCE: f"{path}, {name}"})
@@ -192,13 +193,26 @@ def _read_pykinml(path: Path) -> list[Atoms]:
     ]
 
 
+def check_output(path: Path) -> None:
+    """Raises DataError for a name that ASE, which goes by names, would read as another format than extended XYZ."""
+    try:
+        taken_for = filetype(path.name, read=False)
+    except UnknownFileTypeError:
+        return
+    if taken_for != "extxyz" and taken_for in ioformats:
+        raise DataError(
+            f"output must be extended XYZ, got {path}, which ASE would read as {taken_for}; name it .extxyz or .xyz"
+        )
+
+
 def write_predictions(path: str | Path, images: Sequence[Atoms], predictions: Sequence[Prediction]) -> None:
     """Write extended XYZ, whole or not at all, whose energies (eV) and forces (eV/Å) are the predictions.
 
     `ase.io.read(path, index=":")[m].get_potential_energy()` is then that of image m. Raises DataError where `path`
-    cannot be written.
+    cannot be written, or has the suffix of another format.
     """
     path = Path(path)
+    check_output(path)
     frames = [_frame(atoms, prediction) for atoms, prediction in zip(images, predictions, strict=True)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,15 +101,17 @@ def test_fidelity_levels_are_selected(two: tuple[Path, Structures]):
 def test_filters(two: tuple[Path, Structures], filters: dict[str, Any], expected: list[int] | None):
     path = two[0] / "CH4.db"
     if expected is None:
-        with pytest.raises(DataError, match="1 of 2 structures are not in the databases with these filters: CH4/2"):
+        with pytest.raises(
+            DataError, match="1 of 2 structures are not in the databases with these filters: CH4/2; add"
+        ):
             read_databases([path], [1], **filters)
         return
     assert read_databases([path], [1], **filters).ids.tolist() == [f"CH4/{k}" for k in expected]
 
 
-@pytest.mark.parametrize("absent", ["CH4/99", "C9H9/1", "CH4", "CH4/first"])
+@pytest.mark.parametrize("absent", ["CH4/01", "CH4/99", "C9H9/1", "CH4", "CH4/first"])
 def test_ids_that_are_not_there_are_named(two: tuple[Path, Structures], absent: str):
-    with pytest.raises(DataError, match=f"1 of 2 structures are not .*: {absent}"):
+    with pytest.raises(DataError, match=f"1 of 2 structures are not .*: {absent}; .* or drop their lines"):
         read_databases([two[0] / "CH4.db"], [1], ids=["CH4/1", absent])
 
 
@@ -120,7 +122,7 @@ def test_filters_that_nothing_passes_say_what_the_file_holds(two: tuple[Path, St
         read_databases([two[0] / "CH4.db"], [7])
     with pytest.raises(DataError, match=r"no structure of .*names red%, temperature any.*the files hold"):
         read_databases([two[0] / "CH4.db"], names=["red%"])
-    with pytest.raises(DataError, match="temperature 0"):
+    with pytest.raises(DataError, match=r"temperature 0\);.*temperatures 300\.0, 400\.0"):
         read_databases([two[0] / "CH4.db"], temperature=0.0)
 
 
@@ -199,6 +201,48 @@ def test_energies_must_be_finite_numbers(two: tuple[Path, Structures], value: fl
         read_databases([path])
 
 
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE xyz SET temp = '300K' WHERE id = 2", "xyz row 2: temp must be a number of K or NULL, got '300K'"),
+        ("UPDATE energy SET fidelity = NULL WHERE xyz_id = 2", "xyz row 2: energy.fidelity must be .*, got None"),
+        ("UPDATE energy SET fidelity = 'low' WHERE xyz_id = 2", "xyz row 2: energy.fidelity must be .*, got 'low'"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(two: tuple[Path, Structures], statement: str, message: str):
+    execute(two[0] / "CH4.db", statement)
+    with pytest.raises(DataError, match=rf"CH4\.db, {message}"):
+        read_databases([two[0] / "CH4.db"])
+
+
+def test_two_atoms_in_one_place_are_refused(two: tuple[Path, Structures]):
+    path, positions = two[0] / "CH4.db", two[1].positions[10:15].copy()
+    positions[4] = positions[1] + [0, 5e-4, 0]
+    execute(path, "UPDATE xyz SET geom = ? WHERE id = 3", blob(positions))
+    with pytest.raises(DataError, match=r"xyz row 3, geom must have .* 0\.001 Å apart, got atoms 1 and 4 in one place"):
+        read_databases([path])
+
+
+def test_geometries_alone_are_read_whole(two: tuple[Path, Structures]):
+    path, methane = two[0] / "CH4.db", two[1]
+    execute(path, "DELETE FROM energy WHERE xyz_id > 2")
+    assert read_databases([path]).n_structures == 2
+    found = read_databases([path], labels=False)
+    assert found.ids.tolist() == methane.ids.tolist()
+    np.testing.assert_array_equal(found.positions, methane.positions)
+    assert (found.levels.size, found.energies.shape, found.forces.shape) == (0, (6, 0), (30, 0, 3))
+    assert read_databases([path], names=["name2"], labels=False).n_structures == 2
+
+
+def test_a_database_needs_a_folder_and_structures(tmp_path: Path, make_structures: Structured):
+    with pytest.raises(DataError, match=r"must go to a folder that is there; make .*none first"):
+        write_database(tmp_path / "none" / "CH4.db", make_structures(["CH4"]), METHODS)
+    one = make_structures(["CH4"])
+    none = Structures(*(array[:1] if name == "offsets" else array[:0] for name, array in one._asdict().items()))
+    with pytest.raises(DataError, match="at least one structure, got none"):
+        write_database(tmp_path / "CH4.db", none, METHODS)
+
+
 def test_a_level_may_not_come_twice(two: tuple[Path, Structures]):
     path = two[0] / "CH4.db"
     execute(path, "UPDATE energy SET fidelity = 1 WHERE xyz_id = 5")
@@ -235,6 +279,17 @@ def test_a_path_may_look_like_a_glob(two: tuple[Path, Structures]):
     folder.mkdir()
     (two[0] / "CH4.db").rename(folder / "CH4.db")
     assert find_databases([str(folder / "CH4.db")]) == [folder / "CH4.db"]
+
+
+def test_a_file_named_twice_is_read_once(two: tuple[Path, Structures], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(two[0])
+    assert find_databases(["CH4.db", str(two[0] / "CH4.db"), "C*.db"]) == [Path("CH4.db")]
+    assert find_databases(["./*.db", str(two[0] / "*.db")]) == [Path("CH4.db"), Path("H2O.db")]
+
+
+def test_a_folder_is_no_database(two: tuple[Path, Structures]):
+    with pytest.raises(DataError, match=r"which is a folder; give '.*/\*\.db'"):
+        find_databases([str(two[0])])
 
 
 def test_two_databases_of_one_name_are_refused(two: tuple[Path, Structures]):

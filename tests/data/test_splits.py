@@ -146,6 +146,9 @@ def test_split_files_add_up(tmp_path: Path):
     [
         ("C5H5/1 2\nC5H5/2 1\n", r"a, line 2 must be .* got 'C5H5/2 1'"),
         ("C5H5/1\n", r"a, line 1 must be"),
+        ("C5H5 2\n", r"a, line 1 must be"),
+        ("C5H5/first 2\n", r"a, line 1 must be"),
+        ("C5H5/1 2\nC5H5/01 -1\n", r"a, line 2: C5H5/1 is listed twice"),
         ("C5H5/1 train\n", r"a, line 1 must be"),
         ("C5H5/1 2\nC5H5/2 2\nC5H5/1 -1\n", r"a, line 3: C5H5/1 is listed twice"),
         ("\n", "must list structures, got none"),
@@ -154,6 +157,17 @@ def test_split_files_add_up(tmp_path: Path):
 def test_split_files_that_are_refused(tmp_path: Path, text: str, message: str):
     (tmp_path / "a").write_text(text)
     with pytest.raises(DataError, match=message):
+        read_split_files([tmp_path / "a"])
+
+
+def test_leading_zeros_are_no_part_of_an_id(tmp_path: Path):
+    (tmp_path / "a").write_text("C2H2/01 2\n")
+    assert read_split_files([tmp_path / "a"]) == {"C2H2/1": 2}
+
+
+def test_a_binary_split_file(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"SQLite format 3\0\xff\xfe")
+    with pytest.raises(DataError, match=r"a must be text, .* got a binary file"):
         read_split_files([tmp_path / "a"])
 
 

@@ -209,6 +209,23 @@ def test_reads_pykinml_databases(model: Model, make_structures: Callable[..., St
         Predictor(*model).predict(images)
 
 
+def test_reads_databases_without_or_with_few_energies(make_structures: Callable[..., Structures], tmp_path: Path):
+    structures = make_structures(["C2H2O"] * 3)
+    for name, labelled in (("C2H2O.db", 0), ("C2H2O.some.db", 1)):
+        structures.energies[labelled:] = np.nan
+        write_database(tmp_path / name, structures, {1: "made up"})
+        images = read_structures([tmp_path / name])
+        np.testing.assert_array_equal(np.concatenate([atoms.positions for atoms in images]), structures.positions)
+
+
+@pytest.mark.parametrize("name", ["out.traj", "out.db", "out.json", "out.cif", "POSCAR"])
+def test_refuses_the_name_of_another_format(model: Model, tmp_path: Path, name: str):
+    water = [molecule("H2O")]
+    with pytest.raises(DataError, match=r"name it \.extxyz or \.xyz"):
+        write_predictions(tmp_path / name, water, Predictor(*model).predict(water))
+    assert not list(tmp_path.iterdir())
+
+
 def test_reads_ase_databases(tmp_path: Path):
     with ase.db.connect(tmp_path / "molecules.db") as database:
         database.write(molecule("H2O"))
