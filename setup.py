@@ -19,10 +19,9 @@ def aevmod_is_installed() -> bool:
 if not aevmod_is_installed() and not any(name and shutil.which(name) for name in COMPILERS):
     sys.exit(
         "pykinml-func needs a C++ compiler: its dependency aevmod is built from source, and none of c++, g++, "
-        "clang++ or $CXX was "
-        "found. Install one and try again: `apt install g++` (Debian, Ubuntu), `dnf install gcc-c++` (Fedora, RHEL), "
-        "`xcode-select --install` (macOS), `conda install -c conda-forge cxx-compiler`, or `module load gcc` on a "
-        "cluster."
+        "clang++ or $CXX was found. Install one and try again: `apt install g++` (Debian, Ubuntu), `dnf install "
+        "gcc-c++` (Fedora, RHEL), `xcode-select --install` (macOS), `conda install -c conda-forge cxx-compiler`, or "
+        "`module load gcc` on a cluster."
     )
 
 setup()

@@ -180,8 +180,7 @@ class DataConfig(_Frozen):
     split: tuple[float, ...] = Field(
         (0.8, 0.1, 0.1),
         description="train, validation, test: counts, or fractions that sum to at most 1; with split files, counts "
-        "of train "
-        "and validation within them (test 0: all of the files' test structures)",
+        "of train and validation within them (test 0: all of the files' test structures)",
     )
     fit_self_energies: bool = Field(True, description="fit single-atom energies and subtract them")
     prepared: Path = Field(Path("prepared"), description="directory that holds the prepared sets (AEVs on disk)")

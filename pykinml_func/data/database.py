@@ -68,8 +68,7 @@ def find_databases(patterns: Sequence[str]) -> list[Path]:
     for label in {label for label in labels if labels.count(label) > 1}:
         raise DataError(
             f"databases must have different names, got two called {label}.db; rename one: the formula ends at the "
-            "first "
-            f"dot, so {label}.second.db will do"
+            f"first dot, so {label}.second.db will do"
         )
     return sorted(paths, key=lambda path: (path.name, str(path)))
 
@@ -209,8 +208,7 @@ def _array(blob: bytes, where: str, n_atoms: int) -> np.ndarray:
     except (ValueError, TypeError, SyntaxError, TokenError):
         raise DataError(
             f"{where} must be a plain .npy array; what is there is pickled or broken and is not loaded, since a "
-            "pickle can "
-            "run code: write the row again with numpy.save(..., allow_pickle=False)"
+            "pickle can run code: write the row again with numpy.save(..., allow_pickle=False)"
         ) from None
     if array.shape != (n_atoms, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise DataError(

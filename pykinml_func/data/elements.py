@@ -31,8 +31,7 @@ def species_of(elements: Sequence[str], structures: Structures) -> np.ndarray:
         other = sorted({chemical_symbols[number] for number in structures.numbers[species < 0]})
         raise DataError(
             f"atoms must be of the elements {', '.join(elements)}, got {', '.join(other)} (first in "
-            f"{structures.ids[m]}); "
-            "add them to elements, or leave these structures out"
+            f"{structures.ids[m]}); add them to elements, or leave these structures out"
         )
     return species
 

@@ -71,8 +71,7 @@ def make_split_from_marks(split: Sequence[float], marks: Sequence[int], seed: in
     if n_train + n_valid > len(learn) or n_test > len(test):
         raise ConfigError(
             f"split asks for {n_train} + {n_valid} training and validation structures and {n_test or 'all'} test "
-            "ones, and the "
-            f"split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
+            f"ones, and the split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
         )
     generator = np.random.default_rng(seed)
     shuffled = _slices(generator.permutation(learn), (n_train, n_valid, 0))

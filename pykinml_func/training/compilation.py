@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -38,13 +39,13 @@ def repays_compilation(mode: Literal["auto", "on", "off"], force_path: str | Non
     """
     if mode == "off":
         return False
-    compiler = next(
-        (name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)), None
-    )
+    default = "clang++" if sys.platform == "darwin" else "g++"  # what torch looks for where CXX names none
+    compiler = shutil.which(os.environ.get("CXX") or default)
     if mode == "on":
         if compiler is None:
             raise ConfigError(
-                "compile = on needs a C++ compiler, and none was found; install g++ or clang++, or set compile = off"
+                f"compile = on needs a C++ compiler, and none was found; install {default} (or name another in the "
+                "environment variable CXX), or set compile = off"
             )
         return True
     a_step, an_atom = _SAVED_SECONDS[force_path]

@@ -352,8 +352,7 @@ def _split(config: RunConfig, structures: Structures) -> Split:
     if len(split.train) == 0 or len(split.valid) == 0:
         raise ConfigError(
             "split must leave training and validation structures (the learning rate and the best model go by the "
-            "latter), got "
-            f"{len(split.train)} and {len(split.valid)} of {structures.n_structures}"
+            f"latter), got {len(split.train)} and {len(split.valid)} of {structures.n_structures}"
         )
     return split
 
