@@ -59,8 +59,6 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
-        self.started = time.perf_counter()
-        self.ready_after = 0.0
 
     def featurizing(self, name: str, total: int) -> Advance:  # noqa: ARG002
         return lambda _: None
@@ -68,8 +66,8 @@ class _Recorder:
     def prepared(self, prepared: PreparedSet, seconds: float) -> None:
         pass
 
-    def ready(self, setup: Setup) -> None:  # noqa: ARG002
-        self.ready_after = time.perf_counter() - self.started
+    def ready(self, setup: Setup) -> None:
+        pass
 
     def epoch(self, record: dict[str, float], epochs: int) -> None:  # noqa: ARG002
         self.epochs.append(record["seconds"])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pykinml_func.data.elements import composition
 from pykinml_func.data.featurize import jacobian_offsets
 from pykinml_func.potential.aev import neighbour_lists
 from pykinml_func.potential.features import CachedAEVs, CachedJacobians, Geometry
@@ -104,12 +105,11 @@ class Packer:
 
     def _ladder(self) -> np.ndarray:
         """The widths N that batches take: what most random batches need, what nearly all do, and what any can need."""
-        counts = np.zeros((len(self.members), self.source.n_species), dtype=np.int64)
         rows = atom_rows(self.source.offsets, self.members)
-        owner = np.repeat(np.arange(len(self.members)), self._sizes[self.members])
-        np.add.at(counts, (owner, self.source.species[rows]), 1)
+        offsets = np.concatenate([[0], np.cumsum(self._sizes[self.members])])
+        counts = composition(self.source.species[rows], offsets, self.source.n_species)
         most = np.sort(counts, axis=0)[-self.batch_size :].sum(axis=0).max(initial=1)
-        if len(counts) == 0:
+        if len(counts) <= self.batch_size:  # one batch holds them all
             return np.array([most])
         drawn = np.random.default_rng(0).integers(len(counts), size=(_SAMPLED_BATCHES, self.batch_size))
         needed = counts[drawn].sum(axis=1).max(axis=1)

@@ -196,9 +196,10 @@ def _train(
                 _clear(directory)
                 write_toml(directory / "config.toml", config)
                 write_split(directory / "split.txt", split, structures.ids, structures.energies[:, 0])
+            due = loop.epoch == training.epochs or loop.epoch % training.save_every == 0
+            if due or loop.epoch == 1:
                 loop.save(directory)
-            if loop.epoch == training.epochs or loop.epoch % training.save_every == 0:
-                loop.save(directory)
+            if due:
                 loop.save_checkpoint(directory)
             reporter.epoch(record, training.epochs)
     except KeyboardInterrupt:
