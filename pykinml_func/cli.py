@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,9 @@ from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.version import __version__
 
 if TYPE_CHECKING:
-    from pykinml_func.config import RunConfig, Setting
+    from pykinml_func.config import ModelConfig, RunConfig
+    from pykinml_func.config.names import Setting
+    from pykinml_func.inference.low_level import LowLevel
 
 _BAD_INPUT, _INTERRUPTED = 2, 130
 
@@ -69,8 +71,10 @@ def _version(
         raise typer.Exit
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a setting; it is called with those that were typed, as `settings`."""
+def _with_settings(command: Callable[..., None], only: Collection[str] = ()) -> Callable[..., None]:
+    """Give a command one option a setting, of all or of those in `only`; it is called with those that were typed, as
+    `settings`.
+    """
 
     def wrapper(**options: Any) -> None:
         names = [parameter.name for parameter in own]
@@ -79,35 +83,40 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    wrapper.__signature__ = inspect.Signature([*own, *_option_parameters()])  # type: ignore[attr-defined]
+    wrapper.__signature__ = inspect.Signature([*own, *_option_parameters(only)])  # type: ignore[attr-defined]
     return wrapper
 
 
-def _option_parameters() -> list[inspect.Parameter]:
-    """An option a setting, and a hidden one for each of PyKinML's names, so that giving both is noticed."""
-    from pykinml_func.config import ALIASES, NOT_YET, SETTINGS
+def _option_parameters(only: Collection[str]) -> list[inspect.Parameter]:
+    """An option a setting, and a hidden one for each of PyKinML's names, so that giving both is noticed; where `only`
+    is given, for those settings alone.
+    """
+    from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
 
-    theirs = {target: alias for alias, targets in ALIASES.items() for target in targets}
     parameters = []
-    for name, setting in SETTINGS.items():
-        alias = f" PyKinML: --{_dashed(theirs[name])}." if name in theirs else ""
-        default = "" if setting.default in (None, ()) else f" Default: {_shown(setting.default)}."
-        text = escape(f"{setting.description}.{default}{alias}")
+    for name in only or SETTINGS:
+        setting = SETTINGS[name]
         panel = {"data": "Data", "model": "Networks", "aev": "AEVs", "training": "Training"}[setting.section[-1]]
-        parameters.append(_parameter(name, _kind(setting), rich_help_panel=panel, help=text))
+        parameters.append(_parameter(name, _kind(setting), rich_help_panel=panel, help=_help(setting)))
     for alias, targets in ALIASES.items():
         kind = str if len(targets) > 1 else _kind(SETTINGS[targets[0]])
-        parameters.append(_parameter(alias, kind, hidden=True))
-    parameters += [_parameter(name, bool, hidden=True, callback=_refuse) for name in NOT_YET]
-    return parameters
+        if not only or targets[0] in only:
+            parameters.append(_parameter(alias, kind, hidden=True))
+    if only:
+        return parameters
+    switches = [name for name in SWITCHES if name != "no_biases"]  # --biases has it as its opposite
+    return parameters + [_parameter(name, str if name == "gpus" else bool, hidden=True) for name in switches]
 
 
-def _refuse(option: typer.CallbackParam, value: bool | None) -> None:
-    """Before Typer complains of what follows the option."""
-    from pykinml_func.config import canonical
+def _help(setting: Setting) -> str:
+    """What a setting is, its default, and PyKinML's names for it where they differ."""
+    from pykinml_func.config.names import ALIASES, SWITCHES, shown
 
-    if value is not None:
-        canonical({str(option.name): value})
+    theirs = [alias for alias, targets in ALIASES.items() if setting.name in targets]
+    theirs += [name for name, about in SWITCHES.items() if about == setting.name]
+    default = "" if setting.default in (None, ()) else f" Default: {shown(setting.default)}."
+    named = f" PyKinML: {', '.join(f'--{_dashed(name)}' for name in theirs)}." if theirs else ""
+    return escape(f"{setting.description}.{default}{named}")
 
 
 def _parameter(name: str, kind: Any, **options: Any) -> inspect.Parameter:
@@ -122,7 +131,7 @@ def _kind(setting: Setting) -> Any:
     """The type that the command line sees: text, which the config turns into numbers, but for flags and lists of
     paths.
     """
-    from pykinml_func.config import PATH_LISTS
+    from pykinml_func.config.names import PATH_LISTS
 
     return bool if setting.annotation is bool else list[str] if setting.name in PATH_LISTS else str
 
@@ -131,19 +140,12 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    if isinstance(default, tuple):
-        return ",".join(str(value) for value in default)
-    return str(default)
-
-
 def _run_config(config: Path | None, typed: dict[str, Any]) -> RunConfig:
     """Settings of the file, then those typed, which win. Raises ConfigError."""
-    from pykinml_func.config import build_config, canonical, read_toml
+    from pykinml_func.config.settings import build_config
+    from pykinml_func.config.toml import read_toml
 
-    return build_config((read_toml(config) if config else {}) | canonical(typed))
+    return build_config(typed, read_toml(config) if config else {})
 
 
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; options win over them.")]
@@ -183,13 +185,23 @@ def prepare(config: ConfigFile = None, *, settings: dict[str, Any]) -> None:
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A model.safetensors of `pykinml train`.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Structures: PyKinML databases or any file that ASE reads.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Structures: files that train reads, or any that ASE reads.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write structures and results as extxyz.")
     ] = None,
+    low_level: Annotated[
+        str | None,
+        typer.Option(
+            help="For a model of delta learning, what it is added to: a fidelity level of the input files, or a model "
+            "file of that level. Without it the difference is predicted.",
+            metavar="LEVEL|MODEL",
+        ),
+    ] = None,
 ) -> None:
     """Predict energies (eV) and forces (eV/Å) of structures."""
-    from pykinml_func.inference.predictor import Predictor, check_output, read_structures, write_predictions
+    from pykinml_func.data.sources import read_structures
+    from pykinml_func.inference.low_level import check_low_level, read_low_level
+    from pykinml_func.inference.predictor import Predictor, check_output, write_predictions
     from pykinml_func.report.predictions import print_predictions
 
     if output is not None and not output.parent.is_dir():
@@ -198,16 +210,85 @@ def predict(
         check_output(output)
         if output.resolve() in {path.resolve() for path in (model, *inputs)}:
             raise ConfigError(f"output must differ from what is read, got {output}; give another name")
-    predictor = Predictor.load(model)
-    images = read_structures(inputs)
-    predictions = predictor.predict(images)
+    predictor, source = Predictor.load(model), None
+    if low_level is not None:
+        check_low_level(predictor.model_config, "attached")
+        source = _low_level(low_level, predictor.model_config)
+    if source == "attached":
+        images = read_low_level(inputs, int(str(low_level)), predictor.model_config)
+    else:
+        images = read_structures(inputs)
+    predictions = predictor.predict(images, low_level=source)
     if output is not None:
         write_predictions(output, images, predictions)
     print_predictions(images, predictions, output)
 
 
+def _low_level(text: str, model: ModelConfig) -> LowLevel:
+    """A number is a level of the input files, whose labels their structures carry; anything else a model file."""
+    if text.isdecimal():
+        return "attached"
+    from pykinml_func.inference.calculator import PyKinMLCalculator
+
+    calculator = PyKinMLCalculator(text)
+    found = calculator.model_config
+    if found.baseline is not None or found.fidelities[-1] != model.baseline:
+        kind = "a difference of levels" if found.baseline is not None else f"of level {found.fidelities[-1]}"
+        raise ConfigError(f"low_level must be a model of level {model.baseline}, got {text}, which is {kind}")
+    return calculator
+
+
+_CONVERT_SETTINGS: tuple[str, ...] = ("elements", "radial_cutoff", "angular_cutoff", "n_radial", "n_angular_radial")
+_CONVERT_SETTINGS += ("n_angular", "beta", "fidelity", "low_fidelity", "delta")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="OLD.pt", help="A checkpoint of PyKinML.")],
+    output: Annotated[Path, typer.Argument(metavar="NEW.safetensors", help="The model to write.")],
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Take PyKinML's defaults for what is not given, and ask nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Turn a checkpoint of PyKinML, single or multi-fidelity, into a model for `pykinml predict`.
+
+    No code of the checkpoint is run. It holds neither the order of the elements nor the cutoffs, sizes and beta of its
+    AEVs: those that are not given are asked for. --fidelity and --low-fidelity number its levels; --delta says that it
+    was trained with delta. Example: pykinml convert model-0009.pt c5h5.safetensors --elements C,H
+    """
+    _check_new_model(output, overwrite)
+    from pykinml_func.config.names import canonical
+    from pykinml_func.config.settings import build_config
+    from pykinml_func.report.conversion import print_conversion, settings_not_in_checkpoint
+    from pykinml_func.training.checkpoint import save_model
+    from pykinml_func.training.pykinml_checkpoint import convert_pykinml, read_pykinml_checkpoint
+
+    given = canonical(settings)
+    old = read_pykinml_checkpoint(checkpoint)
+    levels: dict[str, Any] = {"multi_fidelity": True} if len(old.networks) > 1 else {}
+    if levels and "low_fidelity" not in given:
+        levels["low_fidelity"] = 0
+    config = build_config(settings | levels | settings_not_in_checkpoint(given, defaults))
+    model_config, params = convert_pykinml(old, config.model.aev, config.data.fidelities, config.data.baseline)
+    save_model(output, model_config, params)
+    print_conversion(checkpoint, output, model_config, params)
+
+
+def _check_new_model(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError where no model can be written to `path`."""
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"output must end in .safetensors, got {path}; give {path.with_suffix('.safetensors')}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"output must go to a directory that is there, got {path}; make {path.parent} first")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"output must be a new file, and {path} is there; give --overwrite to replace it")
+
+
 app.command()(_with_settings(train))
 app.command()(_with_settings(prepare))
+app.command()(_with_settings(convert, _CONVERT_SETTINGS))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,24 @@ class ConfigError(PyKinMLError):
     """A setting that cannot be used."""
 
 
+class ContradictionError(ConfigError):
+    """Settings that exclude each other."""
+
+    def __init__(self, message: str, either: tuple[str, ...], given: tuple[str, ...] = ()) -> None:
+        """Of `either` one would have to go; `given` are those that it hangs on.
+
+        What a file says of `either` gives way where one of all these is typed.
+        """
+        super().__init__(message)
+        self.either, self.given = either, given
+
+
 class DataError(PyKinMLError):
     """A data file that cannot be used."""
+
+
+class ElementError(DataError):
+    """Atoms of elements that are not among those asked for."""
 
 
 class ModelError(PyKinMLError):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import ase.io
@@ -19,9 +20,13 @@ from ase.build import molecule
 
 import pykinml_func
 from pykinml_func.cli import main
-from pykinml_func.config import ALIASES, SETTINGS, build_config, read_toml
+from pykinml_func.config import RunConfig
+from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
+from pykinml_func.config.settings import build_config
+from pykinml_func.config.toml import read_toml, write_toml
 from pykinml_func.data.database import write_database
-from pykinml_func.inference.predictor import Predictor, read_structures
+from pykinml_func.data.sources import read_structures
+from pykinml_func.inference.predictor import Predictor
 from pykinml_func.types import Structures
 
 SMALL = ["--n-radial", "4", "--n-angular-radial", "2", "--n-angular", "2"]
@@ -103,7 +108,6 @@ def test_help_shows_every_setting_with_its_default_and_unit(pykinml: Run, comman
     ended = pykinml(command, "-h")
     assert ended.code == 0
     text = flat(ended.out)
-    theirs = {target: alias for alias, targets in ALIASES.items() for target in targets}
     options = [f"--{name.replace('_', '-')} " for name in SETTINGS]
     for (name, setting), option, following in zip(SETTINGS.items(), options, [*options[1:], "zzz"], strict=True):
         shown = text.partition(option)[2].partition(following)[0]
@@ -114,8 +118,17 @@ def test_help_shows_every_setting_with_its_default_and_unit(pykinml: Run, comman
             )
             listed = ",".join(map(str, value)) if isinstance(value, tuple) else value
             assert f"Default: {listed}." in shown
-        if name in theirs:
-            assert f"PyKinML: --{theirs[name].replace('_', '-')}." in shown
+        theirs = [alias for alias, targets in ALIASES.items() if name in targets]
+        for other in theirs + [switch for switch, about in SWITCHES.items() if about == name]:
+            assert f"--{other.replace('_', '-')}" in shown.partition("PyKinML:")[2]
+
+
+def test_help_sorts_settings_into_panels(pykinml: Run) -> None:
+    text = flat(pykinml("train", "--help").out)
+    data, aevs = text.index("─ Data ─"), text.index("─ AEVs ─")
+    assert data < aevs < text.index("─ Networks ─") < text.index("─ Training ─")
+    for option in ("--skip-incomplete", "--delta", "--multi-fidelity", "--low-fidelity", "--pre-saved"):
+        assert data < text.index(f"{option} ") < aevs
 
 
 def test_help_of_predict(pykinml: Run) -> None:
@@ -139,6 +152,96 @@ def test_options_win_over_the_file_and_take_pykinmls_names(trained: Path) -> Non
     assert config.data.split == (14, 4, 0)
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
     assert {path.name for path in trained.iterdir()} >= {"model.safetensors", "learning_curve.png", "parity.png"}
+
+
+@pytest.fixture
+def configured(pykinml: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """The config that `pykinml train` makes of its arguments."""
+
+    def train(*arguments: object) -> RunConfig:
+        made: list[RunConfig] = []
+
+        def take(config: RunConfig, *_: object) -> object:
+            made.append(config)
+            return SimpleNamespace(interrupted=False)
+
+        monkeypatch.setattr("pykinml_func.training.fit.fit", take)
+        ended = pykinml("train", *arguments)
+        assert (ended.code, ended.err) == (0, "")
+        return made[0]
+
+    return train
+
+
+TYPED = {
+    "--fidlevel 3": {"fidelity": 3},
+    "--fidlevel-lf 0 --delta": {"low_fidelity": [0], "delta": True},
+    "--low-fidelity 0,3 --multi_fid": {"low_fidelity": [0, 3], "multi_fidelity": True},
+    "--input_data_type pca": {"input_type": "pca"},
+    "--input_data_fname a.db --input-data-fname b*.db": {"input": ["a.db", "b*.db"]},
+    "--trtsid-name a.txt --trtsid_name b.txt --tvt 36,4,0 --read-trid": {
+        "split_files": ["a.txt", "b.txt"],
+        "split": [36, 4, 0],
+    },
+    "--tvt 0.7,0.2,0.1": {"split": [0.7, 0.2, 0.1]},
+    "--present_elements C,H": {"elements": ["C", "H"]},
+    "--sae-fit": {"fit_self_energies": True},
+    "--no-sae-fit": {"fit_self_energies": False},
+    "--nameset ts%,min%": {"names": ["ts%", "min%"]},
+    "--pre-saved --data_path set": {"pre_saved": True, "prepared": "set"},
+    "--optimizer SGD --momentum 0.9 --weight-decay 1e-4": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4},
+    "--optimizer AdamW": {"optimizer": "adamw"},
+    "--lrscheduler exp --decayrate 0.9": {"schedule": "exponential", "decay": 0.9},
+    "--lrscheduler step --stepsize 30": {"schedule": "step", "step_size": 30},
+    "--schedule step --step-size 30": {"schedule": "step", "step_size": 30},
+    "--lrscheduler rop --LR_patience 25.0 --LR-threshold 0.1": {"patience": 25, "threshold": 0.1},
+    "--learning-rate 0.01 --epochs 3 --save_every 5": {"learning_rate": 0.01, "epochs": 3, "save_every": 5},
+    "--load-model --load_model_name a.safetensors": {"start_from": "a.safetensors"},
+    "--tr_batch_size 4 --vl_batch_size 5 --ts_batch_size 6": {
+        "batch_size": 4,
+        "valid_batch_size": 5,
+        "test_batch_size": 6,
+    },
+    "--my-neurons 7,1 --my-actfn tanh,identity": {"neurons": [7, 1], "activations": ["tanh", "identity"]},
+    "--no-biases": {"biases": False},
+    "--savenm runs/a": {"output": "runs/a"},
+    "--randomseed 2,3": {"seeds": [2, 3]},
+    "--floss --fw 0.2": {"forces": True, "force_weight": 0.2},
+    "--floss --optimize-force-weight": {"forces": True, "learn_loss_weights": True},
+    "--write-tvtmsk": {},
+    "--aev_params 4,3,2": {"n_radial": 4, "n_angular_radial": 3, "n_angular": 2},
+    "--cuttoff-radius 4.5,3.5 --beta 0.9": {"radial_cutoff": 4.5, "angular_cutoff": 3.5, "beta": 0.9},
+    "--temp 300": {"temperature": 300},
+    "--ddp --gpus 1": {"device": "cuda:1"},
+    "--num_cores 2": {"threads": 2},
+    "--multi_fid --fidlevel_lf 0 --no-pass-eng --no-dscr": {
+        "multi_fidelity": True,
+        "low_fidelity": [0],
+        "pass_energy": False,
+        "sum_levels": False,
+    },
+}
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_pykinmls_arguments_on_the_command_line(configured: Callable[..., RunConfig], line: str) -> None:
+    assert configured(*line.split()) == build_config(TYPED[line])
+
+
+def test_every_argument_of_pykinml_is_typed_in_a_test() -> None:
+    typed = {word.removeprefix("--").replace("-", "_") for line in TYPED for word in line.split()}
+    assert typed | {word.removeprefix("no_") for word in typed} >= {*ALIASES, *SWITCHES}
+
+
+def test_options_empty_and_outdo_what_the_file_says(configured: Callable[..., RunConfig], tmp_path: Path) -> None:
+    write_toml(
+        tmp_path / "config.toml",
+        build_config({"optimizer": "sgd", "names": "ts%", "temperature": 300, "forces": True, "device": "cuda:3"}),
+    )
+    config = configured("config.toml", "--optimizer", "Adam", "--nameset", "", "--temp", "", "--ddp", "--no-floss")
+    assert config == configured("config.toml", "--optimizer", "adam", "--names", "", "--temperature", "", "--no-forces",
+        "--device", "cuda:0")  # fmt: skip
+    assert (config.training.optimizer, config.data.names, config.data.temperature) == ("adam", (), None)
 
 
 def test_predict_reads_xyz_and_databases(pykinml: Run, trained: Path, databases: Path, tmp_path: Path) -> None:
@@ -200,19 +303,22 @@ BAD_TRAINING = {
     "bad value": (["--epochs", "ten"], "epochs must be a whole number, got 'ten'"),
     "seed below 0": (["--seeds", "-1,2"], "seeds must be from 0 to 2**63 - 1, got -1, 2"),
     "unquoted glob": (["--input", "a.db", "{databases}/CH4.db"], "a database; quote globs"),
-    "not there yet": (
-        ["--input", "a.db", "--optimizer", "Adam", "--tvt", "3,1"],
-        "optimizer is PyKinML's, and not there",
+    "contradiction": (["--multi_fid", "--delta", "--fidlevel-lf", "0"], "delta and multi_fidelity (your multi_fid)"),
+    "contradiction with the file": (["adam.toml", "--momentum", "0.5"], "needs optimizer (in the file) = sgd"),
+    "list with blanks": (
+        ["--cuttoff-radius", "5.2", "3.8"],
+        "file 3.8; lists are separated by commas",
     ),
-    "not there yet, with a file": (["typo.toml", "--load_model_name", "x.pt"], "is PyKinML's, and not there yet"),
-    "not there yet, a flag": (["--ddp"], "ddp is PyKinML's, and not there yet"),
+    "two devices": (["--ddp", "--gpus", "0,1"], "gpus must be one number"),
+    "no model to load": (["--load-model"], "load_model needs load_model_name"),
+    "emptied number": (["--epochs", ""], "epochs must not be empty; leave it out for the default, 200"),
     "folder as input": (["--input", "."], "which is a folder; give './*.db'"),
     "bad choice": (["--precision", "half"], "'float64' or 'float32', got 'half'"),
     "two names": (["--fw", "0.2", "--force-weight", "0.2"], "set the same thing (force_weight)"),
-    "no input": ([], "input must name at least one database"),
-    "no database": (["--input", "nowhere/*.db"], "no database matches 'nowhere/*.db'"),
-    "no formula": (["--input", "bad.toml"], "must be a chemical formula"),
-    "no SQLite": (["--input", "CH4.db"], "must be a PyKinML SQLite database"),
+    "no input": ([], "input must name at least one file"),
+    "no database": (["--input", "nowhere/*.db"], "no file matches 'nowhere/*.db'"),
+    "no formula": (["--input", "bad.toml"], "in a format that ASE reads"),
+    "no SQLite": (["--input", "CH4.db"], "CH4.db must be in a format that ASE reads"),
     "no structures": (["--input", "{databases}/CH4.db", "--fidelity", "4"], "fidelity 4"),
     "unknown element": (["--input", "{databases}/CH4.db", "--elements", "C,Xx"], "chemical symbols"),
     "missing element": (["--input", "{databases}/CH4.db", "--elements", "C,O"], "got H (first in CH4/1)"),
@@ -232,6 +338,7 @@ def test_what_a_user_can_mend_ends_with_a_message_and_code_2(
 ) -> None:
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     (tmp_path / "typo.toml").write_text("epoch = 3")
+    (tmp_path / "adam.toml").write_text('optimizer = "Adam"')
     (tmp_path / "CH4.db").write_text("no database")
     arguments, said = BAD_TRAINING[case]
     ended = pykinml("train", *(argument.format(databases=databases) for argument in arguments))

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pykinml_func.config import RunConfig
+from pykinml_func.config.settings import build_config
+from pykinml_func.errors import ConfigError
+
+JARGON = re.compile(r"type=|https?://|pydantic|validation error|tuple|Input should|Field required|loc=", re.IGNORECASE)
+
+
+def refusal(**given: Any) -> str:
+    """The message that these settings are refused with."""
+    with pytest.raises(ConfigError) as caught:
+        build_config(given)
+    assert not JARGON.search(str(caught.value)), caught.value
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"neurons": [4, 2, 1]}, ["activations", "4 for 3 layers"]),
+        ({"neurons": [4, 2], "activations": "tanh,identity"}, ["end with 1", "4, 2"]),
+        ({"neurons": [], "activations": []}, ["end with 1"]),
+        ({"activations": "gauss,tanh,tanh,identity"}, ["activations", "'gaussian'", "'gauss'"]),
+        ({"n_radial": 3, "radial_shifts": [1.0, 2.0]}, ["n_radial", "radial_shifts", "3 and 2", "leave one"]),
+        ({"n_angular": 4, "angular_sections": [1.0]}, ["n_angular", "angular_sections", "4 and 1"]),
+        ({"n_angular_radial": 1, "angular_shifts": [1.0, 2.0]}, ["n_angular_radial", "1 and 2"]),
+        ({"n_radial": 0}, ["n_radial", "greater than 0", "0"]),
+        ({"n_radial": 2.5}, ["n_radial", "whole number", "2.5"]),
+        ({"n_radial": "many"}, ["n_radial", "whole number", "'many'"]),
+        ({"radial_shifts": 3}, ["radial_shifts", "list", "3"]),
+        ({"radial_cutoff": math.inf}, ["radial_cutoff", "finite", "inf"]),
+        ({"learning_rate": math.nan}, ["learning_rate", "nan"]),
+        ({"elements": "C,H,C"}, ["elements", "C, H, C"]),
+        ({"elements": "C,Xx"}, ["elements", "Xx"]),
+        ({"elements": "C,h"}, ["elements", "got h"]),
+        ({"beta": 0}, ["beta", "greater than 0"]),
+        ({"beta": 1.1}, ["beta", "less than or equal to 1", "1.1"]),
+        ({"decay": 1}, ["decay", "less than 1"]),
+        ({"epochs": "ten"}, ["epochs", "whole number", "'ten'"]),
+        ({"seeds": [1]}, ["seeds", "2 values", "[1]"]),
+        ({"seeds": "1,2,3"}, ["seeds", "2 values", "'3'"]),
+        ({"seeds": "-1,2"}, ["seeds must be from 0 to 2**63 - 1, got -1, 2"]),
+        ({"seeds": [0, 2**63]}, ["seeds", f"got 0, {2**63}"]),
+        ({"n_radial": "16.5"}, ["n_radial", "whole number", "'16.5'"]),
+        ({"n_angular": "2.5"}, ["n_angular", "whole number", "'2.5'"]),
+        ({"aev_params": "4,2"}, ["aev_params", "3 values", "n_angular_radial", "'4,2'"]),
+        ({"cuttoff_radius": 4.6}, ["cuttoff_radius", "2 values", "4.6"]),
+        ({"force_path": "autograd"}, ["force_path", "'positions'", "'autograd'"]),
+        ({"forces": "maybe"}, ["forces", "true or false", "'maybe'"]),
+        ({"prepared": 3}, ["prepared", "path", "3"]),
+        ({"neurons": 5}, ["neurons", "list", "5"]),
+        ({"temperature": "cold"}, ["temperature", "a number", "'cold'"]),
+    ],
+)
+def test_a_refusal_says_what_was_expected_and_what_came(given: dict[str, Any], said: list[str]) -> None:
+    message = refusal(**given)
+    for part in said:
+        assert part in message
+
+
+def test_every_fault_is_told_at_once() -> None:
+    assert len(refusal(epochs=0, batch_size=-1, device=3).splitlines()) == 3
+
+
+def refused(given: dict[str, Any], base: dict[str, Any] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_config(given, base)
+    return str(caught.value)
+
+
+CONTRADICTIONS = {
+    "delta and levels": (
+        {"multi_fid": True, "delta": True, "fidlevel_lf": 0},
+        "delta and multi_fidelity (your multi_fid) contradict each other; leave one of them out",
+    ),
+    "delta without a level": (
+        {"delta": True},
+        "delta needs one level in low_fidelity, to be subtracted, got none; e.g. 0",
+    ),
+    "a level for nothing": (
+        {"fidlevel_lf": 0},
+        "low_fidelity (your fidlevel_lf) needs delta or multi_fidelity, got 0 with neither; add one, or leave it out",
+    ),
+    "a weight without forces": (
+        {"fw": 0.2},
+        "force_weight (your fw) needs forces, got force_weight = 0.2 without; add forces, or leave it out",
+    ),
+    "a weight that is learned": (
+        {"floss": True, "fw": 0.2, "optimize_force_weight": True},
+        "force_weight (your fw) and learn_loss_weights (your optimize_force_weight) contradict each other, got "
+        "force_weight = 0.2; leave one of them out",
+    ),
+    "a weight to learn for one loss": (
+        {"optimize_force_weight": True},
+        "learn_loss_weights (your optimize_force_weight) needs forces or multi_fidelity, since one loss has nothing to "
+        "be weighed against; add one of them, or leave it out",
+    ),
+    "momentum of Adam": (
+        {"momentum": 0.9, "optimizer": "Adam"},
+        "momentum needs optimizer = sgd, got momentum = 0.9 without; add optimizer = sgd, or leave it out",
+    ),
+    "patience of another schedule": (
+        {"LR_patience": 9, "lrscheduler": "exp"},
+        "patience (your LR_patience) needs schedule (your lrscheduler) = plateau, got patience = 9 without; add "
+        "schedule = plateau, or leave it out",
+    ),
+    "a prepared set and its input": (
+        {"pre_saved": True, "input_data_fname": ["a.db"]},
+        "pre_saved and input (your input_data_fname) contradict each other: pre_saved reads the prepared set alone; "
+        "leave one of them out",
+    ),
+    "loading nothing": (
+        {"load_model": True},
+        "load_model needs load_model_name (start_from), the model to start from, got none; add it, or leave load_model "
+        "out",
+    ),
+    "not loading a model": (
+        {"load_model": False, "load_model_name": "a.safetensors"},
+        "load_model is off, and start_from (your load_model_name) contradicts it, got a.safetensors; leave one of them "
+        "out",
+    ),
+    "not reading the split files": (
+        {"read_trid": False, "trtsid_name": "tvt.txt", "tvt": "3,1,0"},
+        "read_trid is off, and split_files (your trtsid_name) contradicts it; leave one of them out",
+    ),
+    "GPUs without ddp": ({"gpus": [1]}, "gpus needs ddp, got gpus 1 without; add ddp, or leave gpus out"),
+    "GPUs with ddp off": ({"gpus": 1, "ddp": False}, "gpus needs ddp, got gpus 1 without; add ddp, or leave gpus out"),
+    "two devices": (
+        {"ddp": True, "gpus": 1, "device": "cpu"},
+        "device contradicts gpus, got cpu and 1; leave one of them out",
+    ),
+    "two devices, one unsaid": (
+        {"ddp": True, "device": "cpu"},
+        "device contradicts ddp, got cpu and ddp on; leave one of them out",
+    ),
+    "several devices": (
+        {"ddp": True, "gpus": "0,1"},
+        "gpus must be one number, since a run trains on one device, got 0, 1; give one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_contradiction_names_both_sides_as_they_were_typed(case: str) -> None:
+    given, said = CONTRADICTIONS[case]
+    assert refused(given) == said
+
+
+def test_switches_of_pykinml_become_settings() -> None:
+    assert build_config({"ddp": True, "gpus": [2]}).training.device == "cuda:2"
+    assert build_config({"ddp": True}).training.device == "cuda:0"
+    assert build_config({"ddp": False, "device": "cuda:1"}).training.device == "cuda:1"
+    assert build_config({"load_model": True, "load_model_name": ["a"]}).training.start_from == Path("a")
+    assert build_config({"load_model": False}).training.start_from is None
+    assert build_config({"read_trid": True, "trtsid_name": "a", "tvt": [3, 1, 0]}).data.split_files == ("a",)
+    for name in ("read_trid", "write_tvtmsk"):
+        assert build_config({name: True}) == build_config({name: False}) == RunConfig()
+
+
+def test_pykinmls_defaults_as_its_parser_gives_them() -> None:
+    config = build_config(
+        {
+            "optimizer": ["Adam"],
+            "lrscheduler": "rop",
+            "LR_patience": 25.0,
+            "temp": 300,
+            "fidlevel_lf": 0,
+            "delta": True,
+            "fw": 0.0,
+            "weight_decay": 0,
+            "tvt": [36.0, 4.0, 0.0],
+        }
+    )
+    training, data = config.training, config.data
+    assert (training.optimizer, training.schedule, training.patience) == ("adam", "plateau", 25)
+    assert (data.temperature, data.low_fidelity, data.split) == (300, (0,), (36, 4, 0))
+
+
+@pytest.mark.parametrize(
+    ("typed", "file", "expected"),
+    [
+        ({"optimizer": "Adam"}, {"optimizer": "sgd", "momentum": 0.9, "epochs": 7}, {"optimizer": "adam", "epochs": 7}),
+        (
+            {"lrscheduler": "step", "stepsize": 7},
+            {"schedule": "rop", "LR_patience": 9, "LR_threshold": 0.1, "decay": 0.3},
+            {"schedule": "step", "step_size": 7, "decay": 0.3},
+        ),
+        ({"floss": False}, {"forces": True, "force_weight": 0.4}, {}),
+        (
+            {"forces": False},
+            {"forces": True, "multi_fid": True, "fidlevel_lf": 0, "learn_loss_weights": True},
+            {"multi_fidelity": True, "low_fidelity": 0, "learn_loss_weights": True},
+        ),
+        ({"fw": 0.2}, {"forces": True, "learn_loss_weights": True}, {"forces": True, "force_weight": 0.2}),
+        (
+            {"optimize_force_weight": True},
+            {"forces": True, "force_weight": 0.2},
+            {"forces": True, "learn_loss_weights": True},
+        ),
+        ({"multi_fid": True}, {"delta": True, "fidlevel_lf": 0}, {"multi_fidelity": True, "low_fidelity": 0}),
+        ({"delta": False}, {"delta": True, "fidlevel_lf": 0}, {}),
+        (
+            {"multi_fid": False},
+            {"multi_fid": True, "fidlevel_lf": 0, "dscr": False, "optimize_force_weight": True},
+            {},
+        ),
+        ({"pre_saved": True}, {"input": ["a.db"], "pre_saved": False}, {"pre_saved": True}),
+        ({"input": ["a.db"]}, {"pre_saved": True}, {"input": ["a.db"]}),
+        ({"ddp": True, "gpus": "1"}, {"device": "cpu"}, {"device": "cuda:1"}),
+        ({"device": "cpu"}, {"ddp": True, "gpus": [1]}, {"device": "cpu"}),
+        ({"load_model": False}, {"load_model_name": "a", "keep_optimizer": True}, {}),
+        ({"start_from": ""}, {"load_model": True, "load_model_name": "a"}, {}),
+        ({"n_radial": 4}, {"radial_shifts": [1.0, 2.0]}, {"n_radial": 4}),
+        ({"radial_shifts": "1.0,2.0"}, {"n_radial": 16}, {"radial_shifts": [1.0, 2.0]}),
+        ({"nameset": "", "temp": "", "input": [""]}, {"nameset": ["ts%"], "temp": 300, "input": ["a.db"]}, {}),
+    ],
+)
+def test_what_is_typed_wins_over_the_file_also_between_alternatives(
+    typed: dict[str, Any], file: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert build_config(typed, file) == build_config(expected)
+
+
+@pytest.mark.parametrize(
+    ("typed", "file", "said"),
+    [
+        ({"epochs": 4}, {"momentum": 0.9}, "momentum (in the file) needs optimizer = sgd"),
+        ({"momentum": 0.9}, {"optimizer": "Adam"}, "momentum needs optimizer (in the file) = sgd"),
+        ({"fw": 0.4}, {"floss": False}, "force_weight (your fw) needs forces (your floss, in the file)"),
+        ({"neurons": "4,1"}, {"my_actfn": ["tanh"] * 3}, "activations (your my_actfn, in the file) must be one for"),
+        ({"split": "0.5,0.5"}, {"split_files": ["a"]}, "split must be counts when split_files (in the file) is given"),
+        ({"epochs": 4}, {"batch_size": "ten"}, "batch_size (in the file) must be a whole number, got 'ten'"),
+        (
+            {"epochs": 4},
+            {"delta": True, "multi_fid": True},
+            "delta (in the file) and multi_fidelity (your multi_fid, in",
+        ),
+    ],
+)
+def test_a_refusal_tells_what_stands_in_the_file(typed: dict[str, Any], file: dict[str, Any], said: str) -> None:
+    assert refused(typed, file).startswith(said)
