@@ -1,7 +1,8 @@
 """The prepared set: structures, AEVs and Jacobians on disk, memory-mapped, made once for the same data and settings.
 
-A set is a directory named by a hash of what made it: the databases' bytes, the filters, the AEV settings, the backend
-and the precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
+A set is a directory named by a hash of what made it: the input files' bytes, the levels and filters, the AEV settings,
+the backend and the precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
+The directory alone is all that training needs (`pre_saved`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,28 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pykinml_func.config import AEVConfig, DataConfig
-from pykinml_func.data.database import database_label, find_databases, formula_symbols, read_databases
+from pykinml_func.config.aev import AEVConfig
+from pykinml_func.config.data import DataConfig
 from pykinml_func.data.elements import ordered_elements, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    corrupted,
+    filled_in,
+    find_set,
+    read_manifest,
+    write_manifest,
+)
+from pykinml_func.data.rows import some, source_label
+from pykinml_func.data.sources import find_inputs, input_elements, input_format, read_inputs
 from pykinml_func.data.splits import read_split_files
-from pykinml_func.errors import DataError
+from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.files import write_atomically
 from pykinml_func.types import Structures
 
@@ -36,8 +49,6 @@ Advance = Callable[[int], None]
 Featurizing = Callable[[str, int], Advance]
 """Hears what ('aevs', 'jacobians') is about to be computed, and for how many structures."""
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
 _CHECKSUM = ".crc32"
 _CHUNK = 2**24
 
@@ -52,7 +63,13 @@ class PreparedSet(NamedTuple):
     backend: str
     precision: str
     reused: bool
-    """False where this call read the databases"""
+    """False where this call read the input files"""
+    sources: tuple[str, ...] = ()
+    """a line on each input file: what it is, what it gave, its units"""
+    marks: dict[str, int] | None = None
+    """of each structure's id by split files: 2 trains or validates, -1 tests, 0 neither; None without split files"""
+    data: DataConfig = DataConfig()
+    """with all that a pre-saved set decides filled in"""
 
     @property
     def aevs(self) -> np.ndarray:
@@ -66,37 +83,72 @@ class PreparedSet(NamedTuple):
 
 
 def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
-    """The prepared set of these settings, read from the databases if there is none yet. Raises DataError."""
-    paths = find_databases(data.input)
+    """The prepared set of these settings, read from the input files if there is none yet.
+
+    With `data.pre_saved` the set that is there, whatever its settings and precision are, as long as none was given
+    that it contradicts. Raises ConfigError or DataError.
+    """
+    if data.pre_saved:
+        return _open_pre_saved(data, aev)
+    paths = find_inputs(data.input)
+    formats = {path: input_format(path, data.input_type) for path in paths}
     if not aev.elements:
-        aev = aev.model_copy(update={"elements": ordered_elements(s for path in paths for s in formula_symbols(path))})
-    marks = read_split_files([Path(name) for name in data.split_files]) if data.split_files else None
+        symbols = (symbol for path in paths for symbol in input_elements(path, formats[path]))
+        aev = aev.model_copy(update={"elements": ordered_elements(symbols)})
+    marks = _read_marks(data)
     made_by = {
-        "format": _FORMAT,
-        "databases": {database_label(path): _digest(path) for path in paths},
-        "fidelity": data.fidelity,
+        "format": FORMAT,
+        "inputs": {source_label(path): [formats[path], _digest(path)] for path in paths},
+        "levels": list(data.levels),
         "names": sorted(data.names),
         "temperature": data.temperature,
-        "ids": None if marks is None else sorted(marks),
+        "marks": marks,
         "aev": aev.model_dump(mode="json"),
         "backend": data.aev_backend if data.aev_backend == "native" else f"aevmod {version('aevmod')}",
         "precision": precision,
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     path = data.prepared / key[:16]
-    reused = (path / _MANIFEST).exists()
+    reused = (path / MANIFEST).exists()
     if not reused:
         ids = None if marks is None else list(marks)
-        structures = read_databases(paths, [data.fidelity], data.names, data.temperature, ids)
-        _create(path, made_by, structures, aev.elements)
-    try:
-        checksums = json.loads((path / _MANIFEST).read_text())["checksums"]
-        expected = [checksums[name] for name in Structures._fields]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise _corrupted(path / _MANIFEST) from None
-    files = [path / f"{name}.npy" for name in Structures._fields]
-    structures = Structures(*(np.array(_open(file, crc)) for file, crc in zip(files, expected, strict=True)))
-    return PreparedSet(path, structures, aev, data.aev_backend, precision, reused)
+        structures, sources = read_inputs(
+            paths, data.levels, data.names, data.temperature, ids, input_type=data.input_type
+        )
+        _create(path, made_by, structures, sources, aev.elements)
+    return _open_set(path, read_manifest(path), data, reused)
+
+
+def _open_pre_saved(data: DataConfig, aev: AEVConfig) -> PreparedSet:
+    path = find_set(data.prepared)
+    manifest = read_manifest(path)
+    prepared = _open_set(path, manifest, filled_in(data, aev, manifest, path), reused=True)
+    marks = _read_marks(data)
+    if marks is None:
+        return prepared
+    ids = prepared.structures.ids.tolist()
+    absent = sorted(set(marks) - set(ids))
+    if absent:
+        raise ConfigError(
+            f"split files must list structures of the prepared set, got {some(absent)} ({len(absent)} of "
+            f"{len(marks)}), and {path} has {some(ids)} ({len(ids)} in all); drop those lines, or prepare such a set"
+        )
+    return prepared._replace(marks={name: marks.get(name, 0) for name in ids})
+
+
+def _read_marks(data: DataConfig) -> dict[str, int] | None:
+    return read_split_files([Path(name) for name in data.split_files]) if data.split_files else None
+
+
+def _open_set(path: Path, manifest: Manifest, data: DataConfig, reused: bool) -> PreparedSet:
+    missing = set(Structures._fields) - set(manifest.checksums)
+    if missing:
+        raise corrupted(path / MANIFEST)
+    arrays = {name: _open(path / f"{name}.npy", manifest.checksums[name]) for name in Structures._fields}
+    structures = Structures(**{name: np.array(array) for name, array in arrays.items()})
+    made_by = manifest.made_by
+    found = (manifest.aev, manifest.backend, str(made_by["precision"]))
+    return PreparedSet(path, structures, *found, reused, manifest.sources, made_by["marks"], data)
 
 
 def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
@@ -133,7 +185,9 @@ def _compute(
     write_atomically(target, write)
 
 
-def _create(path: Path, made_by: dict[str, object], structures: Structures, elements: tuple[str, ...]) -> None:
+def _create(
+    path: Path, made_by: dict[str, Any], structures: Structures, sources: tuple[str, ...], elements: tuple[str, ...]
+) -> None:
     """Write the directory under a temporary name, then rename it; another process that was first wins."""
     species_of(elements, structures)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,15 +196,14 @@ def _create(path: Path, made_by: dict[str, object], structures: Structures, elem
         for name, array in structures._asdict().items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: _checksum(array) for name, array in structures._asdict().items()}
-        manifest = {"made_by": made_by, "checksums": checksums}
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        write_manifest(temporary, Manifest(made_by, checksums, sources))
         temporary.chmod(0o755)
-        if path.exists() and not (path / _MANIFEST).exists():
+        if path.exists() and not (path / MANIFEST).exists():
             shutil.rmtree(path)
         try:
             temporary.rename(path)
         except OSError:
-            if not (path / _MANIFEST).exists():
+            if not (path / MANIFEST).exists():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -161,7 +214,7 @@ def _open_computed(path: Path) -> np.ndarray:
     try:
         checksum = int(path.with_suffix(_CHECKSUM).read_text())
     except (FileNotFoundError, ValueError):
-        raise _corrupted(path) from None
+        raise corrupted(path) from None
     return _open(path, checksum)
 
 
@@ -170,14 +223,10 @@ def _open(path: Path, checksum: int) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
-        raise _corrupted(path) from None
+        raise corrupted(path) from None
     if _checksum(array) != checksum:
-        raise _corrupted(path)
+        raise corrupted(path)
     return array
-
-
-def _corrupted(path: Path) -> DataError:
-    return DataError(f"{path} is not what was written there; delete {path.parent} and run again")
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -190,7 +239,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _digest(path: Path) -> str:
-    """Hash of a database's bytes, those not yet folded into it (write-ahead log, journal) included."""
+    """Hash of a file's bytes, those of a database not yet folded into it (write-ahead log, journal) included."""
     digest = hashlib.sha256()
     for part in (path, Path(f"{path}-wal"), Path(f"{path}-journal")):
         if part.exists():

@@ -10,9 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig, DataConfig
@@ -96,6 +99,8 @@ def test_the_same_is_reused_and_computed_once(opened: Opener):
 
 CHANGES: dict[str, dict[str, Any]] = {
     "fidelity": {"fidelity": 0},
+    "levels": {"fidelity": 1, "low_fidelity": (0,), "multi_fidelity": True},
+    "their order": {"fidelity": 0, "low_fidelity": (1,), "multi_fidelity": True},
     "names": {"names": ("name0",)},
     "temperature": {"temperature": 300.0},
     "one database": {"input": None},
@@ -137,8 +142,48 @@ def test_what_does_not_shape_the_data_is_no_other_set(opened: Opener):
     first = opened()
     assert opened(split=(0.5, 0.5), fit_self_energies=False).path == first.path
     assert opened(names=()).path == first.path
+    assert opened(input_type="sqlite").path == first.path
     assert opened(names=("a%", "name%")).path == opened(names=("name%", "a%")).path
     assert opened(aev=AEV.model_copy(update={"elements": ("C", "H", "O")})).path == first.path
+
+
+def test_a_set_holds_the_labels_of_all_levels(folder: Path, opened: Opener):
+    delta = {"low_fidelity": (0,), "delta": True}
+    prepared = opened(**delta)
+    expected = read_databases([folder / "CH4.db", folder / "H2O.db"], [0, 1])
+    for again in (prepared, opened(**delta)):
+        for name, a, b in zip(Structures._fields, again.structures, expected, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+    assert opened(low_fidelity=(0,), multi_fidelity=True).path == prepared.path, "what they are for is no matter"
+
+
+def test_marks_and_sources_stay_with_the_set(folder: Path, opened: Opener):
+    marks = {"CH4/1": 2, "CH4/2": -1, "H2O/3": 2}
+    (folder / "tvt.txt").write_text("".join(f"{name} {mark}\n" for name, mark in marks.items()))
+    given = {"split_files": (str(folder / "tvt.txt"),), "split": (1, 1, 0)}
+    for _ in range(2):
+        prepared = opened(**given)
+        assert prepared.structures.ids.tolist() == list(marks)
+        assert prepared.marks == marks
+        assert prepared.sources == (
+            "CH4.db: PyKinML database, 2 structures, energies eV, forces eV/Å",
+            "H2O.db: PyKinML database, 1 structures, energies eV, forces eV/Å",
+        )
+    assert opened().marks is None
+    (folder / "tvt.txt").write_text("CH4/1 2\nCH4/2 2\nH2O/3 -1\n")
+    assert opened(**given).path != prepared.path
+
+
+def test_sources_of_several_formats_make_one_set(folder: Path, opened: Opener):
+    atoms = Atoms("NH", [[0, 0, 0], [0, 0, 1.04]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1500.0, forces=np.ones((2, 3)))
+    ase.io.write(folder / "radicals.extxyz", [atoms] * 2)
+    both = {"input": (str(folder / "H2O.db"), str(folder / "radicals.extxyz"))}
+    prepared = opened(**both)
+    assert prepared.aev.elements == ("H", "N", "O")
+    assert prepared.structures.ids.tolist() == ["H2O/1", "H2O/2", "H2O/3", "radicals/1", "radicals/2"]
+    assert len(prepared.sources) == 2
+    assert opened(**both).reused
 
 
 def test_a_changed_database_makes_another_set(folder: Path, opened: Opener):
@@ -234,14 +279,14 @@ def test_an_interrupted_start_leaves_nothing_behind(folder: Path, opened: Opener
 
 
 def test_another_process_may_be_first(opened: Opener, monkeypatch: pytest.MonkeyPatch):
-    read = module.read_databases
+    read = module.read_inputs
 
-    def slowly(*arguments: Any) -> Structures:
-        monkeypatch.setattr(module, "read_databases", read)
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, "read_inputs", read)
         opened()  # the other process
-        return read(*arguments)
+        return read(*arguments, **named)
 
-    monkeypatch.setattr(module, "read_databases", slowly)
+    monkeypatch.setattr(module, "read_inputs", slowly)
     prepared = opened()
     assert [path.name for path in prepared.path.parent.iterdir()] == [prepared.path.name]
 

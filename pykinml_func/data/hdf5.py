@@ -1,0 +1,136 @@
+"""PyKinML's HDF5 files of AEVs, or of their principal components: geometries and labels are read, AEVs computed anew.
+
+One group, `Base_Group`: `symbols` and `xp` (Å) hold the atoms in the order of their source, structure m's from xip[m]
+to xfp[m]; `yy` the energies (eV); `met_f`, else `ff`, the forces (eV/Å, not gradients). `xx` and `dxx`, the AEVs and
+their derivatives, are sorted by element; derivatives of PyKinML are wrong for beta below 1.
+# n atoms of one structure
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pykinml_func.data.rows import Found, Query, Row, found_labels, numbers_of, select, source_label
+from pykinml_func.errors import DataError
+
+_GROUP = "Base_Group"
+_NEEDED = ("symbols", "xip", "xfp", "xp", "yy")
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """The file, open for reading; what cannot be read in it, or is of another kind than expected, is a DataError."""
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except DataError:
+        raise
+    except (OSError, TypeError, ValueError, IndexError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}; write it again") from error
+
+
+def pykinml_kind(file: h5py.File) -> str | None:
+    """'aev' or 'pca', or None for a file that PyKinML did not write."""
+    if not isinstance(file.get(_GROUP), h5py.Group):
+        return None
+    return "pca" if "PCA" in file else "aev"
+
+
+def hdf5_elements(path: Path) -> set[str]:
+    """Symbols of all atoms. Raises DataError."""
+    with open_hdf5(path) as file:
+        return {symbol for symbols in _symbols(_group(file, path)) for symbol in symbols}
+
+
+def read_hdf5(path: Path, query: Query) -> Found:
+    """The structures of one file; their labels belong to the query's main level. Raises DataError."""
+    with open_hdf5(path) as file:
+        group = _group(file, path)
+        return select(list(_rows(group, path, query.main)), query, _note(group))
+
+
+def hdf5_contents(path: Path, query: Query) -> str:
+    """What a file holds, for an error message."""
+    with open_hdf5(path) as file:
+        number = len(_group(file, path)["yy"])
+    return f"{path.name}: {number} structures, energies taken as fidelity {query.main}, no temperatures"
+
+
+def _group(file: h5py.File, path: Path) -> h5py.Group:
+    group = file[_GROUP]
+    absent = [name for name in _NEEDED if not isinstance(group.get(name), h5py.Dataset)]
+    if absent:
+        raise DataError(f"{path} must hold {', '.join(_NEEDED)} in {_GROUP}, got none of {', '.join(absent)}")
+    return group
+
+
+def _rows(group: h5py.Group, path: Path, level: int | None) -> Iterator[tuple[str, Row]]:
+    symbols, names, forces = _symbols(group), _names(group), _forces(group)
+    starts, ends, positions, energies = (group[name][()] for name in ("xip", "xfp", "xp", "yy"))
+    number = group.attrs.get("ndat", len(symbols))
+    if not len(symbols) == len(starts) == len(ends) == len(energies) == number:
+        raise DataError(
+            f"{path} must hold as many of each of symbols, xip, xfp and yy as its ndat, {number}, got {len(symbols)}, "
+            f"{len(starts)}, {len(ends)} and {len(energies)}; write it again"
+        )
+    for m, (atoms, start, end) in enumerate(zip(symbols, starts, ends, strict=True)):
+        where = f"{path}, structure {m + 1}"
+        label = float(energies[m].item()), None if forces is None else forces[m].reshape(-1, 3)
+        row = Row(
+            f"{source_label(path)}/{m + 1}",
+            numbers_of(atoms, where),
+            positions[start:end],
+            "" if names is None else names[m],
+            np.nan,
+            {} if level is None else found_labels({level: label}),
+        )
+        yield where, row
+
+
+def _symbols(group: h5py.Group) -> list[list[str]]:
+    """Symbols of each structure: padded with blanks, or, of old h5py, the text of a list."""
+    found = group["symbols"].asstr()[()]
+    if found.ndim == 1:
+        return [re.findall(r"[^\W\d_]+", text) for text in found]
+    return [[symbol for symbol in row if symbol] for row in found]
+
+
+def _names(group: h5py.Group) -> Sequence[str] | None:
+    """Names of the structures: the first column of `met_s`, the second of `meta`, an older form of it."""
+    for name, column in (("met_s", 0), ("meta", 1)):
+        if name in group:
+            return ["" if text == "None" else text for text in group[name].asstr()[:, column]]
+    return None
+
+
+def _forces(group: h5py.Group) -> Sequence[np.ndarray] | None:
+    """Flat forces (3n) of each structure.
+
+    `met_f` is what the source held. PyKinML writes an `ff` without forces too: of whatever was in memory, one row for
+    all structures.
+    """
+    if "met_f" in group:
+        return group["met_f"][()]
+    if "ff" not in group:
+        return None
+    rows = [np.asarray(row) for row in group["ff"][()].reshape(-1)]
+    sizes: Any = group["xfp"][()] - group["xip"][()]
+    whole = len(rows) == len(sizes) and all(len(row) == 3 * size for row, size in zip(rows, sizes, strict=True))
+    alike = len(rows) > 1 and all(np.array_equal(row, rows[0]) for row in rows)
+    return rows if whole and not alike else None
+
+
+def _note(group: h5py.Group) -> str:
+    """What is there and is not read."""
+    if "xx" not in group:
+        return ""
+    length = group["xx"].shape[1]
+    derivatives = "dxx" in group and len(group["dxx"]) > 0 and np.size(group["dxx"][0]) > length
+    return f"AEVs of {length} values{' and their derivatives' if derivatives else ''} computed anew"
