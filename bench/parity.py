@@ -25,18 +25,22 @@ import numpy as np
 import torch
 import typer
 
-from pykinml_func.config import AEVConfig, ModelConfig, build_config
+from pykinml_func.config import RunConfig
+from pykinml_func.config.aev import AEVConfig
+from pykinml_func.config.settings import build_config
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.data.database import find_databases, read_databases
+from pykinml_func.data.database import read_databases
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.labels import training_labels
+from pykinml_func.data.sources import find_inputs
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.potential.self_energies import subtract_self_energies
 from pykinml_func.training.metrics import add_sums, summary
-from pykinml_func.training.optimizers import adam
-from pykinml_func.training.schedules import PlateauState, reduce_on_plateau
-from pykinml_func.training.step import build_eval_step, build_train_step
-from pykinml_func.types import Batch, Features, Networks, Params, Pullback, Structures, TrainState
+from pykinml_func.training.optimizers import build_optimizer
+from pykinml_func.training.schedules import ScheduleState, build_schedule
+from pykinml_func.training.step import Objective, build_eval_step, build_train_step, init_state
+from pykinml_func.types import Batch, Features, Networks, Params, Pullback, Structures
 
 ForcePath = Literal["jacobian", "positions"]
 _METRICS = {"L1": "mae", "L2": "rmse", "Linf": "max"}
@@ -93,7 +97,7 @@ def misalign(batch: Batch, padded_counts: np.ndarray) -> Batch:
     list is padded to.
     """
     structure = batch.structure_index.numpy()
-    n_structures = len(batch.structure_mask)
+    n_structures = len(batch.energy_mask)
     n_species, width = structure.shape
     counts = np.stack([np.bincount(row, minlength=n_structures + 1)[:n_structures] for row in structure])
     firsts = np.cumsum(counts, axis=1) - counts
@@ -127,14 +131,9 @@ def _places(structure: np.ndarray, n_structures: int) -> tuple[np.ndarray, int]:
 
 
 def read_reference(path: Path) -> Reference:
-    """Read `path` (.json) and the .npz beside it. Raises PyKinMLError for a mode that is not there."""
+    """Read `path` (.json) and the .npz beside it."""
     record = json.loads(path.read_text())
     settings = record["cfg"]
-    unknown = [name for name in ("delta", "optimize_force_weight") if settings[name]]
-    if unknown or settings["optimizer"] != ["Adam"]:
-        raise PyKinMLError(
-            f"{path} needs {', '.join(unknown) or settings['optimizer'][0]}, a training mode that is not there yet"
-        )
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         species, layers = range(len(settings["present_elements"])), range(len(settings["my_neurons"]))
         weights = tuple(
@@ -149,13 +148,12 @@ def replay(
     reference: Reference, data: Path, force_path: ForcePath, right_jacobians: bool = False
 ) -> Iterator[dict[str, float]]:
     """Train as the reference did; yields each epoch's metrics under PyKinML's names."""
-    cfg = reference.settings
-    model_config = ModelConfig(
-        aev=_aev_config(cfg), neurons=cfg["my_neurons"], activations=cfg["my_actfn"], biases=False
-    )
+    cfg, config = reference.settings, _config(reference.settings, data)
+    model_config, training = config.model, config.training
     every_id = [name for part in reference.ids.values() for name in part]
-    structures = read_databases(find_databases([str(data / cfg["input_data_fname"])]), [cfg["fidlevel"]], ids=every_id)
-    source = _source(model_config.aev, structures, reference.self_energies, cfg["floss"], force_path)
+    structures = read_databases(find_inputs(config.data.input), config.data.levels, ids=every_id)
+    labels = training_labels(config.data, structures)
+    source = _source(model_config.aev, labels, reference.self_energies, cfg["floss"], force_path)
     place = {name: m for m, name in enumerate(structures.ids)}
     members = {part: np.array([place[name] for name in names]) for part, names in reference.ids.items()}
     batches = {
@@ -167,14 +165,12 @@ def replay(
         learned = np.concatenate([members["train"], members["valid"]])
         for part, listed in (("train", learned), ("valid", learned), ("test", members["test"])):
             batches[part] = [misalign(batch, counts[listed].max(axis=0)) for batch in batches[part]]
-    optimizer = adam()
-    step = build_train_step(model_config, optimizer, cfg["fw"] if cfg["floss"] else None)
-    evaluate = build_eval_step(model_config, cfg["floss"])
-    params = Params(reference.networks, torch.from_numpy(reference.self_energies))
-    plateau = PlateauState(cfg["learning_rate"])
-    state = TrainState(
-        params, optimizer.init(params.networks), torch.tensor(plateau.learning_rate, dtype=torch.float64)
-    )
+    optimizer, objective = build_optimizer(training), Objective(training.forces, cfg["fw"], training.learn_loss_weights)
+    step = build_train_step(model_config, optimizer, objective)
+    evaluate = build_eval_step(model_config, training.forces)
+    params = Params((reference.networks,), torch.from_numpy(reference.self_energies).unsqueeze(0))
+    state = init_state(params, optimizer, objective, training.learning_rate)
+    schedule, advance = ScheduleState(training.learning_rate), build_schedule(training)
     for _ in reference.epochs:
         found, steps = {}, []
         for batch in batches["train"]:
@@ -183,15 +179,23 @@ def replay(
         found["train"] = summary(add_sums(steps))
         for part in ("valid", "test"):
             found[part] = summary(add_sums(evaluate(state.params, batch) for batch in batches[part]))
-        valid_rmse = found["valid"]["energy_rmse"]
-        plateau = reduce_on_plateau(plateau, valid_rmse, cfg["LR_patience"], cfg["LR_threshold"], cfg["decayrate"])
-        state = state._replace(learning_rate=torch.tensor(plateau.learning_rate, dtype=torch.float64))
+        schedule = advance(schedule, found["valid"]["energy_rmse"])
+        state = state._replace(learning_rate=torch.tensor(schedule.learning_rate, dtype=torch.float64))
         yield _renamed(found, cfg["floss"])
 
 
-def _aev_config(cfg: dict[str, Any]) -> AEVConfig:
-    names = ("present_elements", "aev_params", "cuttoff_radius", "beta")
-    return build_config({name: cfg[name] for name in names}).model.aev
+_SETTINGS = (
+    *("present_elements", "aev_params", "cuttoff_radius", "beta", "my_neurons", "my_actfn"),
+    *("optimizer", "weight_decay", "learning_rate", "lrscheduler", "decayrate", "LR_patience", "LR_threshold"),
+    *("fidlevel", "delta", "floss", "optimize_force_weight"),
+)
+"""PyKinML's names of the settings that a run is replayed with."""
+
+
+def _config(cfg: dict[str, Any], data: Path) -> RunConfig:
+    given = {name: cfg[name] for name in _SETTINGS} | {"input": [str(data / cfg["input_data_fname"])]}
+    given |= {"fidlevel_lf": cfg["fidlevel_lf"]} if cfg["delta"] else {}
+    return build_config(given | {"no_biases": True})
 
 
 def _source(
@@ -199,11 +203,11 @@ def _source(
 ) -> Source:
     species = species_of(aev.elements, structures)
     counts = composition(species, structures.offsets, len(aev.elements))
-    reference, saes = torch.from_numpy(structures.energies[:, 0]), torch.from_numpy(self_energies)
+    reference, saes = torch.from_numpy(structures.energies), torch.from_numpy(self_energies).unsqueeze(0)
     energies = subtract_self_energies(saes, torch.from_numpy(counts), reference).numpy()
     source = Source(species, structures.positions, structures.offsets, len(aev.elements), energies)
     if forces:
-        source = source._replace(forces=structures.forces[:, 0])
+        source = source._replace(forces=structures.forces)
     if not forces or force_path == "jacobian":
         aevs = np.empty((len(species), aev.length))
         fill_aevs(aev, structures, "native", aevs, lambda _: None)

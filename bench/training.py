@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pykinml_func.config import RunConfig, build_config
-from pykinml_func.data.prepared import Advance, PreparedSet
-from pykinml_func.training.fit import RunResult, Setup, fit, prepare
+from pykinml_func.config import RunConfig
+from pykinml_func.config.settings import build_config
+from pykinml_func.training.fit import SilentReporter, fit, prepare
 from pykinml_func.version import __version__
 
 
@@ -54,26 +54,14 @@ CASES = (
 )
 
 
-class _Recorder:
-    """A reporter that keeps the time of each epoch."""
+class _Recorder(SilentReporter):
+    """Keeps the time of each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
 
-    def featurizing(self, name: str, total: int) -> Advance:  # noqa: ARG002
-        return lambda _: None
-
-    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
-        pass
-
-    def ready(self, setup: Setup) -> None:
-        pass
-
     def epoch(self, record: dict[str, float], epochs: int) -> None:  # noqa: ARG002
         self.epochs.append(record["seconds"])
-
-    def finished(self, result: RunResult) -> None:
-        pass
 
 
 def measure(case: Case, data: Path, scratch: Path, epochs: int, threads: int) -> dict[str, Any]:

@@ -85,9 +85,10 @@ class Networks(NamedTuple):
 class Params(NamedTuple):
     """All that a potential has learned."""
 
-    networks: Networks
+    networks: tuple[Networks, ...]
+    """one a fidelity level, lowest first"""
     self_energies: Tensor
-    """(S,) eV, float64 whatever the precision of the networks"""
+    """(L,S) eV, float64 whatever the precision of the networks"""
 
 
 class NeighbourTables(NamedTuple):
@@ -118,17 +119,17 @@ class Batch(NamedTuple):
     structure_index: Tensor
     """(S,N): the structure that an atom belongs to; M for padding"""
     energies: Tensor
-    """(M,) eV, self energies subtracted"""
-    structure_mask: Tensor
-    """(M,) 1 for a structure, 0 for padding"""
+    """(M,L) eV, self energies subtracted; 0 where there is no label"""
+    energy_mask: Tensor
+    """(M,L) 1 where there is an energy, 0 where a label is missing or the structure is padding"""
     forces: Tensor | None
-    """(S,N,3) eV/Å"""
+    """(S,N,L,3) eV/Å; 0 where there is no label"""
     component_weights: Tensor | None
-    """(S,N) 1/(3 atoms of its structure), 0 for padding"""
+    """(S,N,L) 1/(3 atoms of its structure), 0 where forces are missing or the atom is padding"""
 
 
 class ErrorSums(NamedTuple):
-    """Sums over errors, so that batches and ranks add up to exact means."""
+    """Sums over errors, one a fidelity level (L,), so that batches and ranks add up to exact means."""
 
     absolute: Tensor
     squared: Tensor
@@ -143,17 +144,27 @@ class StepSums(NamedTuple):
     force: ErrorSums | None
 
 
-class AdamState(NamedTuple):
-    """Moments of Adam; `step` counts updates."""
+class Trainable(NamedTuple):
+    """What the optimizer moves."""
+
+    networks: tuple[Networks, ...]
+    log_variances: Tensor
+    """(T,) s of the loss weights exp(-s), one a task; T = 0 where the weights are fixed"""
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers; `step` counts updates."""
 
     step: Tensor
-    first: Networks
-    second: Networks
+    moments: tuple[Trainable, ...]
+    """Adam and AdamW: first and second moment; SGD: momentum"""
 
 
 class TrainState(NamedTuple):
     """All that a training step reads and writes."""
 
     params: Params
-    optimizer: AdamState
+    log_variances: Tensor
+    """(T,); see `Trainable`"""
+    optimizer: OptimizerState
     learning_rate: Tensor

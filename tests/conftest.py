@@ -73,7 +73,7 @@ def random_structures(formulas: Sequence[str], seed: int = 0, levels: Sequence[i
 
 
 def source_of(structures: Structures, config: AEVConfig, contents: str) -> Source:
-    """What batches are cut from; contents: positions, aevs or jacobians."""
+    """What batches are cut from, labels as they are; contents: positions, aevs or jacobians."""
     aevs = np.empty((len(structures.numbers), config.length))
     jacobians = np.empty(jacobian_offsets(structures.sizes, config.length)[-1])
     if contents != "positions":
@@ -85,8 +85,8 @@ def source_of(structures: Structures, config: AEVConfig, contents: str) -> Sourc
         structures.positions,
         structures.offsets,
         len(config.elements),
-        structures.energies[:, 0],
-        structures.forces[:, 0],
+        structures.energies,
+        structures.forces,
         None if contents == "positions" else aevs,
         jacobians if contents == "jacobians" else None,
     )

@@ -2,8 +2,8 @@
 
 M is fixed and N is one of three widths at most, so that a compiled step meets as few shapes where sizes are mixed.
 
-# M structures of a batch, A atoms of all structures, S species, N atoms a species (padded), n atoms of the largest
-# structure, D AEV length
+# M structures of a batch, L fidelity levels, A atoms of all structures, S species, N atoms a species (padded), n atoms
+# of the largest structure, D AEV length
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Source(NamedTuple):
     """(M+1,)"""
     n_species: int
     energies: np.ndarray
-    """(M,) eV, self energies subtracted"""
+    """(M,L) eV, self energies subtracted; NaN where there is no label"""
     forces: np.ndarray | None = None
-    """(A,3) eV/Å"""
+    """(A,L,3) eV/Å; NaN where there is no label"""
     aevs: np.ndarray | None = None
     """(A,D)"""
     jacobians: np.ndarray | None = None
@@ -78,18 +78,21 @@ class Packer:
         slots, width = self._slots(source.species[rows])
         structure_index = np.full(source.n_species * width, self.batch_size)
         structure_index[slots] = owner
-        energies = np.zeros(self.batch_size)
+        energies = np.full((self.batch_size, source.energies.shape[1]), np.nan)
         energies[: len(index)] = source.energies[index]
+        labelled = np.isfinite(energies)
         shape = (source.n_species, width)
         forces = weights = None
         if source.forces is not None:
-            forces = self._spread(source.forces[rows], slots, shape)
-            weights = self._spread(1 / (3 * sizes[owner]), slots, shape)
+            found = source.forces[rows]
+            there = np.isfinite(found).all(axis=2)
+            forces = self._spread(np.where(there[..., None], found, 0.0), slots, shape)
+            weights = self._spread(there / (3 * sizes[owner, None]), slots, shape)
         return Batch(
             self._features(index, rows, owner, slots, shape),
             self._index(structure_index.reshape(shape)),
-            self._tensor(energies),
-            self._tensor(np.arange(self.batch_size) < len(index)),
+            self._tensor(np.where(labelled, energies, 0.0)),
+            self._tensor(labelled),
             forces,
             weights,
         )

@@ -12,7 +12,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from pykinml_func.errors import DataError
+from pykinml_func.errors import ElementError
 from pykinml_func.types import Structures
 
 
@@ -22,14 +22,14 @@ def ordered_elements(symbols: Iterable[str]) -> tuple[str, ...]:
 
 
 def species_of(elements: Sequence[str], structures: Structures) -> np.ndarray:
-    """(A,) indices into `elements`. Raises DataError for an atom of another element."""
+    """(A,) indices into `elements`. Raises ElementError for an atom of another element."""
     table = np.full(len(chemical_symbols), -1)
     table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
     species = table[structures.numbers]
     if (species < 0).any():
         m = int(np.searchsorted(structures.offsets, np.flatnonzero(species < 0)[0], side="right")) - 1
         other = sorted({chemical_symbols[number] for number in structures.numbers[species < 0]})
-        raise DataError(
+        raise ElementError(
             f"atoms must be of the elements {', '.join(elements)}, got {', '.join(other)} (first in "
             f"{structures.ids[m]}); add them to elements, or leave these structures out"
         )

@@ -56,16 +56,24 @@ def read_split_files(paths: Sequence[Path]) -> dict[str, int]:
     return marks
 
 
-def make_split(split: Sequence[float], n_structures: int, seed: int) -> Split:
-    """A random split of all structures by counts or fractions (`DataConfig.split`). Raises ConfigError."""
-    counts = _counts(split, n_structures)
-    return _slices(np.random.default_rng(seed).permutation(n_structures), counts)
+def make_split(split: Sequence[float], strata: np.ndarray, seed: int) -> Split:
+    """A random split of all structures by counts or fractions (`DataConfig.split`). Raises ConfigError.
 
-
-def make_split_from_marks(split: Sequence[float], marks: Sequence[int], seed: int) -> Split:
-    """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count
-    is 0).
+    strata: (M,) kinds of structures, of each of which every part gets its share.
     """
+    counts = _counts(split, len(strata))
+    return _slices(_shuffled(np.arange(len(strata)), strata, np.random.default_rng(seed)), counts)
+
+
+def make_split_from_marks(split: Sequence[float], marks: Sequence[int], strata: np.ndarray, seed: int) -> Split:
+    """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count
+    is 0). marks: (M,); strata: as in `make_split`.
+    """
+    if not all(float(v).is_integer() for v in split):
+        raise ConfigError(
+            f"split must be counts, since the structures are marked by split files, got "
+            f"{', '.join(f'{v:g}' for v in split)}; e.g. 2000, 48, 0"
+        )
     learn, test = (np.flatnonzero(np.asarray(marks) == mark) for mark in (_LEARN, _TEST))
     n_train, n_valid, n_test = (int(v) for v in (*split, 0)[:3])
     if n_train + n_valid > len(learn) or n_test > len(test):
@@ -74,7 +82,7 @@ def make_split_from_marks(split: Sequence[float], marks: Sequence[int], seed: in
             f"ones, and the split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
         )
     generator = np.random.default_rng(seed)
-    shuffled = _slices(generator.permutation(learn), (n_train, n_valid, 0))
+    shuffled = _slices(_shuffled(learn, strata, generator), (n_train, n_valid, 0))
     return shuffled._replace(test=test if n_test == 0 else np.sort(generator.permutation(test)[:n_test]))
 
 
@@ -90,6 +98,19 @@ def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
     fractions = (*split, 1 - sum(split))[:3]
     ends = [round(sum(fractions[: k + 1]) * n_structures) for k in range(3)]
     return ends[0], ends[1] - ends[0], ends[2] - ends[1]
+
+
+def _shuffled(members: np.ndarray, strata: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A permutation of `members` (k,) in which each stratum is spread evenly, so that any slice holds its share."""
+    permutation = generator.permutation(members)
+    kinds = strata[permutation]
+    if (kinds == kinds[:1]).all():
+        return permutation
+    place = np.empty(len(permutation))
+    for kind in np.unique(kinds):
+        of_kind = np.flatnonzero(kinds == kind)
+        place[of_kind] = (np.arange(len(of_kind)) + generator.random()) / len(of_kind)
+    return permutation[np.argsort(place)]
 
 
 def _slices(permutation: np.ndarray, counts: tuple[int, int, int]) -> Split:

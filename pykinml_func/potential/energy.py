@@ -1,6 +1,6 @@
 """Energies: stacked element networks evaluated by vmap over species, summed over the atoms of each structure.
 
-# M structures, S species, N atoms a species (padded), D AEV length, n atoms of one structure
+# M structures, L fidelity levels, S species, N atoms a species (padded), D AEV length, n atoms of one structure
 """
 
 from __future__ import annotations
@@ -16,55 +16,69 @@ from torch.func import vmap
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.potential.aev import aevs_of_neighbours, tables_of
-from pykinml_func.potential.mlp import atomic_energy
+from pykinml_func.potential.multifidelity import chain_energies, input_length
 from pykinml_func.types import Networks, Params
 
 
 def init_params(model_config: ModelConfig, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
     """Networks drawn uniformly from ±1/sqrt(in), torch's rule for a linear layer; self energies zero."""
-    n_species, widths = len(model_config.aev.elements), (model_config.aev.length, *model_config.neurons)
+    n_species = len(model_config.aev.elements)
 
     def uniform(fan_in: int, *shape: int) -> Tensor:
         draw = torch.rand(n_species, *shape, generator=generator, dtype=torch.float64)
         return ((2 * draw - 1) / math.sqrt(fan_in)).to(dtype)
 
-    layers = list(pairwise(widths))
-    weights = tuple(uniform(fan_in, fan_out, fan_in) for fan_in, fan_out in layers)
-    biases = tuple(uniform(fan_in, fan_out) for fan_in, fan_out in layers) if model_config.biases else ()
-    return Params(Networks(weights, biases), torch.zeros(n_species, dtype=torch.float64))
+    def one_level(level: int) -> Networks:
+        layers = list(pairwise((input_length(model_config, level), *model_config.neurons)))
+        weights = tuple(uniform(fan_in, fan_out, fan_in) for fan_in, fan_out in layers)
+        biases = tuple(uniform(fan_in, fan_out) for fan_in, fan_out in layers) if model_config.biases else ()
+        return Networks(weights, biases)
+
+    n_levels = model_config.n_levels
+    networks = tuple(one_level(level) for level in range(n_levels))
+    return Params(networks, torch.zeros(n_levels, n_species, dtype=torch.float64))
 
 
-def atomic_energies(model_config: ModelConfig, networks: Networks, aevs: Tensor) -> Tensor:
-    """Energies of packed atoms, self energies excluded. aevs: (S,N,D). Returns (S,N) eV."""
+def atomic_energies(model_config: ModelConfig, networks: tuple[Networks, ...], aevs: Tensor) -> Tensor:
+    """Energies of packed atoms at each level, self energies excluded. aevs: (S,N,D). Returns (S,N,L) eV."""
 
-    def one_atom(network: Networks, aev: Tensor) -> Tensor:
-        return atomic_energy(model_config.activations, network, aev)
+    def one_atom(networks: tuple[Networks, ...], aev: Tensor) -> Tensor:
+        return chain_energies(model_config, networks, aev)
 
     energies: Tensor = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
     return energies
 
 
 def sum_by_structure(per_atom: Tensor, structure_index: Tensor, n_structures: int) -> Tensor:
-    """Sum over the atoms of each structure. per_atom, structure_index: (S,N), n_structures where padded. Returns
-    (M,).
+    """Sum over the atoms of each structure. per_atom: (S,N,L); structure_index: (S,N), n_structures where padded.
+    Returns (M,L).
     """
-    zeros = per_atom.new_zeros(n_structures + 1)
-    return zeros.index_add(0, structure_index.flatten(), per_atom.flatten())[:n_structures]
+    zeros = per_atom.new_zeros(n_structures + 1, per_atom.shape[2])
+    return zeros.index_add(0, structure_index.flatten(), per_atom.flatten(0, 1))[:n_structures]
 
 
-def energy(model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor) -> Tensor:
-    """Potential energy of one structure, self energies included.
+def level_energies(model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor) -> Tensor:
+    """Potential energies of one structure at each of `model_config.fidelities`, self energies included.
 
     Pure: grad, jacrev, hessian and vmap work on `params` and `positions`. species: (n,) indices into the elements;
-    positions: (n,3) Å. Returns () eV in float64. Raises ValueError for an index outside the elements.
+    positions: (n,3) Å. Returns (L,) eV in float64. Raises ValueError for an index outside the elements.
     """
     tables = tables_of(model_config.aev, species)
     slots, mask = packing_of(species, len(model_config.aev.elements))
     # centred, so that float32 keeps its digits for distances
-    centred = (positions - positions.mean(dim=0)).to(params.networks.weights[0].dtype)
+    centred = (positions - positions.mean(dim=0)).to(params.networks[0].weights[0].dtype)
     aevs = aevs_of_neighbours(model_config.aev, tables, centred)
     atomic = atomic_energies(model_config, params.networks, aevs[slots])
-    return (atomic * mask).sum().double() + params.self_energies[species].sum()
+    return (atomic * mask.unsqueeze(-1)).sum(dim=(0, 1)).double() + params.self_energies[:, species].sum(dim=1)
+
+
+def energy(model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor) -> Tensor:
+    """Potential energy of one structure at the highest level, self energies included; a model of delta learning
+    gives the difference to its baseline.
+
+    Arguments, purity and errors as `level_energies`. Returns () eV in float64.
+    """
+    return level_energies(model_config, params, species, positions)[-1]
 
 
 def packing_of(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:

@@ -1,48 +1,78 @@
 """Forces: -dE/dAEV contracted with dAEV/dxyz.
 
-# M structures, S species, N atoms a species (padded), D AEV length
+# M structures, L fidelity levels, S species, N atoms a species (padded), D AEV length, n atoms of one structure
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, jacrev, vjp
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.potential.energy import atomic_energies, energy, sum_by_structure
+from pykinml_func.potential.energy import atomic_energies, energy, level_energies, sum_by_structure
 from pykinml_func.types import Features, Networks, Params
 
 
 def energy_and_forces(
     model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Energy and its negative gradient. species: (n,); positions: (n,3) Å. Returns () eV and (n,3) eV/Å. Raises as
-    `energy`.
+    """Energy at the highest level and its negative gradient. species: (n,); positions: (n,3) Å. Returns () eV and (n,3)
+    eV/Å. Raises as `energy`.
     """
     gradient, value = grad_and_value(energy, argnums=3)(model_config, params, species, positions)
     return value, -gradient
 
 
+def level_energies_and_forces(
+    model_config: ModelConfig, params: Params, species: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energy at each of `model_config.fidelities` and its negative gradient. species: (n,); positions: (n,3) Å. Returns
+    (L,) eV and (L,n,3) eV/Å. Raises as `level_energies`.
+    """
+
+    def twice(positions: Tensor) -> tuple[Tensor, Tensor]:
+        energies = level_energies(model_config, params, species, positions)
+        return energies, energies
+
+    jacobian, energies = jacrev(twice, has_aux=True)(positions)
+    return energies, -jacobian
+
+
 def batch_energies(
-    model_config: ModelConfig, networks: Networks, features: Features, structure_index: Tensor, n_structures: int
+    model_config: ModelConfig,
+    networks: tuple[Networks, ...],
+    features: Features,
+    structure_index: Tensor,
+    n_structures: int,
 ) -> Tensor:
-    """Energies of packed structures, self energies excluded. Returns (M,) eV."""
+    """Energies of packed structures at each level, self energies excluded. Returns (M,L) eV."""
     aevs, _ = features.aevs_and_pullback(model_config.aev)
     return sum_by_structure(atomic_energies(model_config, networks, aevs), structure_index, n_structures)
 
 
 def batch_energies_and_forces(
-    model_config: ModelConfig, networks: Networks, features: Features, structure_index: Tensor, n_structures: int
+    model_config: ModelConfig,
+    networks: tuple[Networks, ...],
+    features: Features,
+    structure_index: Tensor,
+    n_structures: int,
 ) -> tuple[Tensor, Tensor]:
-    """Energies and forces of packed structures, self energies excluded. Returns (M,) eV and (S,N,3) eV/Å.
+    """Energies and forces of packed structures at each level, self energies excluded. Returns (M,L) eV and (S,N,L,3)
+    eV/Å.
 
     Raises TypeError for features that hold AEVs alone.
     """
     aevs, pullback = features.aevs_and_pullback(model_config.aev)
 
-    def total(aevs: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(aevs: Tensor) -> tuple[Tensor, Tensor]:
         atomic = atomic_energies(model_config, networks, aevs)
-        return atomic.sum(), atomic
+        return atomic.sum(dim=(0, 1)), atomic
 
-    gradient, (_, atomic) = grad_and_value(total, has_aux=True)(aevs)
-    return sum_by_structure(atomic, structure_index, n_structures), -pullback(gradient)
+    found: Any = vjp(totals, aevs, has_aux=True)  # torch's stubs know only the pair without aux
+    sums, gradient_of, atomic = found
+    each_level = torch.eye(model_config.n_levels, dtype=sums.dtype, device=sums.device)
+    forces = torch.stack([-pullback(gradient_of(level)[0]) for level in each_level], dim=2)
+    return sum_by_structure(atomic, structure_index, n_structures), forces

@@ -32,11 +32,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def atomic_energy(activations: tuple[str, ...], network: Networks, aev: Tensor) -> Tensor:
-    """Energy of one atom, self energy excluded. network: one element's layers, no species axis; aev: (D,). Returns ()
-    eV.
+def atomic_energy(activations: tuple[str, ...], network: Networks, inputs: Tensor) -> Tensor:
+    """Energy of one atom, self energy excluded. network: one element's layers, no species axis; inputs: (in,), the
+    AEV. Returns () eV.
     """
-    x = aev
+    x = inputs
     biases = network.biases or (None,) * len(network.weights)
     for activation, weight, bias in zip(activations, network.weights, biases, strict=True):
         x = ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))

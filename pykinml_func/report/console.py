@@ -55,6 +55,7 @@ class ConsoleReporter:
         self._feature_seconds: dict[str, float] = {}
         self._epoch_seconds: list[float] = []
         self._epochs = 0
+        self._fidelities: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         """The reporter itself."""
@@ -91,6 +92,8 @@ class ConsoleReporter:
         self._end_bar()
         self._heading("Data")
         structures = prepared.structures
+        for source in prepared.sources:
+            self._fact("read", source)
         counts = formulas(structures)
         self._fact("formulas", ", ".join(f"{formula} ({count})" for formula, count in counts.items()))
         self._fact("structures", f"{structures.n_structures} with {len(structures.numbers)} atoms")
@@ -113,7 +116,7 @@ class ConsoleReporter:
             self._fact(label, value)
         self._heading("Networks")
         self._print(networks_table(setup))
-        self._epochs = setup.config.training.epochs
+        self._epochs, self._fidelities = setup.config.training.epochs, setup.config.model.fidelities
         columns = (
             TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(None),
@@ -138,7 +141,7 @@ class ConsoleReporter:
         """Print the errors, draw the figures, and tell where the model is, last."""
         self._end_bar()
         self._heading("Errors")
-        self._print(errors_table(result))
+        self._print(errors_table(result, self._fidelities))
         self._print(Text())
         for label, value in result_facts(result, self._epochs):
             self._fact(label, value)

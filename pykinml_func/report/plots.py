@@ -57,18 +57,26 @@ def draw_learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def draw_parity(predictions: Mapping[str, Predictions]) -> Figure:
-    """Predicted against reference values of each part of the split: energies less self energies, and forces."""
+    """Predicted against reference values of the highest level, for each part of the split: energies less self energies,
+    and forces.
+    """
     parts = {part: predictions[part] for part in PART_NAMES if part in predictions}
-    energies = {part: KCAL_PER_MOL * found.energies for part, found in parts.items()}
-    forces = {
-        part: KCAL_PER_MOL * found.forces.reshape(2, -1) for part, found in parts.items() if found.forces is not None
-    }
+    energies = {part: _labelled(found.energies[..., -1]) for part, found in parts.items()}
+    forces = {part: _labelled(found.forces[:, :, -1]) for part, found in parts.items() if found.forces is not None}
+    energies, forces = ({part: pairs for part, pairs in kind.items() if pairs.size} for kind in (energies, forces))
     figure = _figure(10.5 if forces else 5.4, 5.2)
     panels = figure.subplots(1, 2 if forces else 1, squeeze=False)[0]
     _draw_pairs(panels[0], energies, "energy less self energies", "kcal/mol")
     if forces:
         _draw_pairs(panels[1], forces, "force component", "kcal/mol/Å")
     return figure
+
+
+def _labelled(pairs: np.ndarray) -> np.ndarray:
+    """(2,p) of the references that are there, in kcal/mol or kcal/mol/Å. pairs: (2,...) eV or eV/Å."""
+    flat = pairs.reshape(2, -1)
+    found: np.ndarray = KCAL_PER_MOL * flat[:, np.isfinite(flat[0])]
+    return found
 
 
 def thin(pairs: np.ndarray, most: int = _MOST_POINTS) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -39,25 +39,29 @@ def layer_sizes(networks: Networks) -> list[int]:
 
 def networks_table(setup: Setup) -> Table:
     """The layers of each element's network: shape, activation, bias, number of parameters."""
-    model, networks = setup.config.model, setup.params.networks
+    model = setup.config.model
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for header in ("element", "layer", "in -> out", "activation", "bias", "parameters"):
         table.add_column(header, overflow="fold")
     table.columns[2].justify = table.columns[5].justify = "right"
-    sizes = layer_sizes(networks)
-    for element in model.aev.elements:
-        for k, (weight, size) in enumerate(zip(networks.weights, sizes, strict=True)):
-            _, fan_out, fan_in = weight.shape
-            shape, bias = f"{fan_in} -> {fan_out}", "yes" if model.biases else "no"
-            table.add_row("" if k else element, str(k + 1), shape, model.activations[k], bias, str(size))
-        table.add_row("", "all", "", "", "", str(sum(sizes)), end_section=True)
-    n_elements = len(model.aev.elements)
-    table.add_row(f"all {n_elements}", "", "", "", "", str(n_elements * sum(sizes)))
+    bias = "yes" if model.biases else "no"
+    for level, networks in zip(model.fidelities, setup.params.networks, strict=True):
+        sizes = layer_sizes(networks)
+        for element in model.aev.elements:
+            name = element if model.n_levels == 1 else f"{element}, level {level}"
+            for k, (weight, size) in enumerate(zip(networks.weights, sizes, strict=True)):
+                shape = f"{weight.shape[2]} -> {weight.shape[1]}"
+                table.add_row("" if k else name, str(k + 1), shape, model.activations[k], bias, str(size))
+            table.add_row("", "all", "", "", "", str(sum(sizes)), end_section=True)
+    total = sum(sum(layer_sizes(networks)) for networks in setup.params.networks) * len(model.aev.elements)
+    table.add_row(f"all {len(model.aev.elements) * model.n_levels}", "", "", "", "", str(total))
     return table
 
 
-def errors_table(result: RunResult) -> Table:
-    """MAE, RMSE and largest error of each part of the split: energies in kcal/mol, forces in kcal/mol/Å."""
+def errors_table(result: RunResult, fidelities: Sequence[int]) -> Table:
+    """MAE, RMSE and largest error of each part of the split, the highest level first: energies in kcal/mol, forces in
+    kcal/mol/Å. fidelities: (L,).
+    """
     forces = any("force_mae" in errors for errors in result.errors.values())
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column(Text("\npart"), overflow="fold")
@@ -66,10 +70,15 @@ def errors_table(result: RunResult) -> Table:
     for kind, unit in kinds:
         for above, below in ((kind, "MAE"), (unit, "RMSE"), ("", "max")):
             table.add_column(Text(f"{above}\n{below}"), overflow="fold", justify="right", min_width=8)
-    for part in _parts(result.errors):
-        values = [result.errors[part][f"{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")]
-        count = result.predictions[part].energies.shape[1]
-        table.add_row(PART_NAMES[part], str(count), *map(_number, values))
+    for column in reversed(range(len(fidelities))):
+        prefix = "" if column == len(fidelities) - 1 else f"level_{fidelities[column]}_"
+        if len(fidelities) > 1:
+            table.add_row(f"level {fidelities[column]}")
+        for part in _parts(result.errors):
+            errors = result.errors[part]
+            values = [errors[f"{prefix}{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")]
+            count = int(np.isfinite(result.predictions[part].energies[0, :, column]).sum())
+            table.add_row(PART_NAMES[part], str(count), *map(_number, values))
     return table
 
 
@@ -80,22 +89,40 @@ def is_milestone(epoch: int, epochs: int) -> bool:
 
 def split_facts(setup: Setup) -> list[tuple[str, str]]:
     """Structures of each part of the split, and its seed."""
-    split, data = setup.split, setup.config.data
+    split, data = setup.data.split, setup.config.data
     counts = {part: len(members) for part, members in split._asdict().items()}
-    unused = setup.structures.n_structures - sum(counts.values())
-    text = ", ".join(f"{count} {PART_NAMES[part]}" for part, count in counts.items())
+    left_out = setup.data.left_out
+    unused = setup.data.labels.n_structures - sum(counts.values()) - left_out
+    text = ", ".join(f"{count} {PART_NAMES[part]}" for part, count in counts.items()) + " structures"
     text += f", {unused} unused" if unused else ""
+    text += f", {left_out} left out for want of labels" if left_out else ""
     how = "split files and seed" if data.split_files else "seed"
-    return [("split", f"{text} structures ({how} {setup.config.training.seeds[0]})")]
+    return [("split", f"{text} ({how} {setup.config.training.seeds[0]})"), *_label_facts(setup)]
+
+
+def _label_facts(setup: Setup) -> list[tuple[str, str]]:
+    """What is trained to, where it is not one level's energies."""
+    model, labels, split = setup.config.model, setup.data.labels, setup.data.split
+    if model.baseline is not None:
+        return [("delta", f"level {model.fidelities[0]} less level {model.baseline}")]
+    if model.n_levels == 1:
+        return []
+    known = np.isfinite(labels.energies)
+    counts = [", ".join(str(int(known[part, column].sum())) for part in split) for column in range(model.n_levels)]
+    shown = "; ".join(f"level {level}: {text}" for level, text in zip(model.fidelities, counts, strict=True))
+    return [("levels", f"energies to train, validate and test on: {shown}")]
 
 
 def self_energy_facts(setup: Setup) -> list[tuple[str, str]]:
     """Single-atom energies in eV; a sentence where the compositions do not determine them."""
-    elements, fit = setup.config.model.aev.elements, setup.self_energies
-    if not setup.config.data.fit_self_energies:
+    model, fit, elements = setup.config.model, setup.data.self_energies, setup.config.model.aev.elements
+    if setup.data.refitted and not setup.config.data.fit_self_energies:
         return [("SAEs", "not fitted: 0 eV for every element")]
-    values = zip(elements, fit.self_energies.tolist(), strict=True)
-    facts = [("SAEs", ", ".join(f"{element} {value:.6f} eV" for element, value in values))]
+    facts = []
+    for level, energies in zip(model.fidelities, fit.self_energies.tolist(), strict=True):
+        values = ", ".join(f"{element} {value:.6f} eV" for element, value in zip(elements, energies, strict=True))
+        origin = "" if setup.data.refitted else "of the model that training starts from: "
+        facts.append(("SAEs", f"{origin}{values}" if model.n_levels == 1 else f"{origin}level {level}: {values}"))
     if fit.rank < len(elements):
         sentence = (
             f"The compositions do not determine the single-atom energies ({fit.rank} independent for {len(elements)} "
@@ -111,13 +138,17 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
     forces = "not trained"
     if training.forces:
         how = {"jacobian": "cached AEV Jacobians", "positions": "positions, AEVs recomputed in each step"}
-        forces = f"from {how[training.force_path]}; weight {training.force_weight:g}"
+        weight = "weights are learned" if training.learn_loss_weights else f"weight {training.force_weight:g}"
+        forces = f"from {how[training.force_path]}; {weight}"
     steps = "compiled by torch.compile, each new shape when it first comes" if setup.compiled else "eager, not compiled"
+    start = [] if training.start_from is None else [("starts from", str(training.start_from))]
     return [
+        *start,
         ("forces", forces),
         ("precision", f"{training.precision} on {training.device}"),
         ("steps", steps),
-        ("epochs", f"{training.epochs}, batches of {training.batch_size}, learning rate {training.learning_rate:g}"),
+        ("optimizer", f"{training.optimizer}, {training.schedule} schedule, learning rate {training.learning_rate:g}"),
+        ("epochs", f"{training.epochs}, batches of {training.batch_size}"),
     ]
 
 

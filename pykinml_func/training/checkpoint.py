@@ -1,5 +1,7 @@
 """Models and checkpoints on disk: one safetensors file each, tensors plus the whole configuration as JSON. Nothing is
 unpickled.
+
+A tensor is named by its place: `networks.0.weights.2` is the third layer of the lowest level.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -19,29 +21,37 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.files import write_atomically
-from pykinml_func.training.schedules import PlateauState
-from pykinml_func.types import Networks, Params, TrainState
+from pykinml_func.potential.energy import init_params
+from pykinml_func.training.optimizers import Optimizer
+from pykinml_func.training.schedules import ScheduleState
+from pykinml_func.types import OptimizerState, Params, Trainable, TrainState
 from pykinml_func.version import __version__
 
 _FORMAT = "pykinml_func model"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _UNITS = {"energy": "eV", "length": "Å"}
+
+
+class Checkpoint(NamedTuple):
+    """The training that a checkpoint holds, besides its model."""
+
+    log_variances: Tensor
+    optimizer: OptimizerState
+    schedule: ScheduleState
 
 
 def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> None:
     """Write a model whole or not at all; `load_model` reads it."""
-    _save(Path(path), _tensors_of(params), model_config, {})
+    _save(Path(path), _named(params), model_config, {})
 
 
 def save_checkpoint(
-    path: Path, model_config: ModelConfig, state: TrainState, plateau: PlateauState, epoch: int
+    path: Path, model_config: ModelConfig, state: TrainState, schedule: ScheduleState, optimizer_name: str
 ) -> None:
-    """Write a model with the state of its training: optimizer moments, learning-rate schedule, epochs done."""
-    moments = {"optimizer.step": state.optimizer.step}
-    for name, networks in (("first", state.optimizer.first), ("second", state.optimizer.second)):
-        moments |= {f"optimizer.{name}.{key}": tensor for key, tensor in _tensors_of_networks(networks).items()}
-    training = {"epoch": epoch, "plateau": plateau._asdict()}
-    _save(path, _tensors_of(state.params) | moments, model_config, {"training": json.dumps(training)})
+    """Write a model with the state of its training: optimizer, learned loss weights, learning-rate schedule."""
+    tensors = _named(state.params) | _named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
+    training = {"optimizer": optimizer_name, "schedule": schedule._asdict()}
+    _save(path, tensors, model_config, {"training": json.dumps(training)})
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, extra: dict[str, str]) -> None:
@@ -58,27 +68,100 @@ def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, 
     write_atomically(path, lambda temporary: temporary.write_bytes(save(contiguous, metadata)))
 
 
-def _tensors_of(params: Params) -> dict[str, Tensor]:
-    return {"self_energies": params.self_energies, **_tensors_of_networks(params.networks)}
+def _named(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a tree of NamedTuples and tuples, named by their places."""
+    if isinstance(tree, Tensor):
+        return {prefix.removesuffix("."): tree}
+    branches = tree._asdict().items() if hasattr(tree, "_asdict") else enumerate(tree)
+    return {name: leaf for key, branch in branches for name, leaf in _named(branch, f"{prefix}{key}.").items()}
 
 
-def _tensors_of_networks(networks: Networks) -> dict[str, Tensor]:
-    return {f"{kind}.{k}": tensor for kind, layers in networks._asdict().items() for k, tensor in enumerate(layers)}
+def _filled(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: str = "") -> Any:
+    """`template` with the tensors of its places, of the same shapes. Raises ModelError."""
+    if not isinstance(template, Tensor):
+        names = getattr(template, "_fields", range(len(template)))
+        filled = [_filled(path, b, tensors, f"{prefix}{name}.") for name, b in zip(names, template, strict=True)]
+        return type(template)(*filled) if hasattr(template, "_fields") else tuple(filled)
+    name = prefix.removesuffix(".")
+    if name not in tensors:
+        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
+    if tensors[name].shape != template.shape:
+        shapes = tuple(template.shape), tuple(tensors[name].shape)
+        raise ModelError(f"{path} must hold {name} of shape {shapes[0]}, got {shapes[1]}")
+    return tensors[name]
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[ModelConfig, Params]:
-    """A model's configuration and parameters. Raises ModelError for a file that is none, or is of a newer version."""
+    """A model's configuration and parameters, from a model or a checkpoint.
+
+    Raises ModelError for a file that is none, or is of a newer version.
+    """
     path = Path(path)
+    model_config, tensors, _ = _read(path)
+    template = init_params(model_config, torch.Generator())
+    params: Params = tree_map(lambda tensor: tensor.to(device), _filled(path, template, tensors))
+    return model_config, params
+
+
+def load_checkpoint(
+    path: Path, optimizer: Optimizer, optimizer_name: str, n_tasks: int, device: torch.device
+) -> Checkpoint:
+    """The state of the training that the checkpoint at `path` was written in.
+
+    n_tasks: learned loss weights of the run that goes on. Raises ModelError for a model without such a state, or
+    with that of another optimizer or of other losses.
+    """
+    model_config, tensors, metadata = _read(path)
+    if "training" not in metadata:
+        raise ModelError(
+            f"{path} must be a checkpoint to keep its optimizer, got a model alone; give one of the run's "
+            "checkpoints/, or leave keep_optimizer out"
+        )
+    training = json.loads(metadata["training"])
+    if metadata["format_version"] == "1":
+        raise ModelError(
+            f"{path} is a checkpoint of an older version, whose optimizer cannot be kept; its model can be trained on: "
+            "leave keep_optimizer out"
+        )
+    if training["optimizer"] != optimizer_name:
+        raise ModelError(
+            f"{path} holds the state of {training['optimizer']}, and this run's optimizer is {optimizer_name}; take "
+            "that one, or leave keep_optimizer out"
+        )
+    if len(tensors.get("log_variances", ())) != n_tasks:
+        raise ModelError(
+            f"{path} holds {len(tensors.get('log_variances', ()))} learned loss weights, and this run has {n_tasks}; "
+            "train to the same labels, or leave keep_optimizer out"
+        )
+    params = init_params(model_config, torch.Generator())
+    log_variances = tensors["log_variances"]
+    template = optimizer.init(Trainable(params.networks, log_variances))
+    memory = _filled(path, template, tensors, "optimizer.")
+    moved: Checkpoint = tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
+        Checkpoint(log_variances, memory, ScheduleState(**training["schedule"])),
+    )
+    return moved
+
+
+def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise ModelError(f"no model file {path}; `pykinml train` writes model.safetensors into its run directory")
     try:
         with safe_open(path, framework="pt") as file:
-            model_config = _read_config(path, file.metadata() or {})
+            metadata = file.metadata() or {}
+            model_config = _read_config(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ModelError(f"{path} must be a model of `pykinml train` (.safetensors): {error}") from None
-    params: Params = tree_map(lambda tensor: tensor.to(device), _params_from(path, model_config, tensors))
-    return model_config, params
+        raise ModelError(
+            f"{path} must be a model of `pykinml train` (.safetensors): {error}; a .pt of PyKinML becomes one by "
+            "`pykinml convert`"
+        ) from None
+    if metadata["format_version"] == "1":  # before there were levels
+        self_energies = tensors.pop("self_energies", torch.zeros(0))
+        tensors = {f"networks.0.{name}": tensor for name, tensor in tensors.items()}
+        tensors["self_energies"] = self_energies.unsqueeze(0)
+    return model_config, tensors, metadata
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
@@ -97,20 +180,3 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ModelError(f"{path} holds a configuration that cannot be used: {faults}") from None
-
-
-def _params_from(path: Path, model_config: ModelConfig, tensors: dict[str, Any]) -> Params:
-    layers = range(len(model_config.neurons))
-    try:
-        weights = tuple(tensors[f"weights.{k}"] for k in layers)
-        biases = tuple(tensors[f"biases.{k}"] for k in layers) if model_config.biases else ()
-        params = Params(Networks(weights, biases), tensors["self_energies"])
-    except KeyError as error:
-        raise ModelError(f"{path} lacks the tensor {error}; it is damaged, or no whole model") from None
-    species, widths = len(model_config.aev.elements), (model_config.aev.length, *model_config.neurons)
-    expected: dict[str, tuple[int, ...]] = {f"weights.{k}": (species, widths[k + 1], widths[k]) for k in layers}
-    expected |= {f"biases.{k}": (species, widths[k + 1]) for k in layers if model_config.biases}
-    for name, shape in {**expected, "self_energies": (species,)}.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ModelError(f"{path} must hold {name} of shape {shape}, got {tuple(tensors[name].shape)}")
-    return params

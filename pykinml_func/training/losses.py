@@ -1,31 +1,54 @@
 """The training loss, from sums divided once by the count of the whole batch.
 
-# M structures, S species, N atoms a species (padded)
+A task is the energies or the forces of one fidelity level; a missing label adds nothing to sums or counts.
+# M structures, L fidelity levels, S species, N atoms a species (padded), T tasks
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pykinml_func.types import Batch
 
 
 def energy_loss(batch: Batch, energies: Tensor) -> Tensor:
-    """Mean squared error of the energies. energies: (M,) eV. Returns () eV²."""
-    errors = (energies - batch.energies) * batch.structure_mask
-    return (errors * errors).sum() / batch.structure_mask.sum()
+    """Mean squared error of the energies of each level. energies: (M,L) eV. Returns (L,) eV², 0 without labels."""
+    errors = (energies - batch.energies) * batch.energy_mask
+    return (errors * errors).sum(dim=0) / batch.energy_mask.sum(dim=0).clamp(min=1)
 
 
 def force_loss(batch: Batch, forces: Tensor) -> Tensor:
-    """Mean over structures of each one's mean squared error of its 3n components. forces: (S,N,3) eV/Å. Returns ()
-    eV²/Å².
+    """Mean over structures of each one's mean squared error of its 3n components, for each level.
+
+    forces: (S,N,L,3) eV/Å. Returns (L,) eV²/Å², 0 without labels.
     """
     if batch.forces is None or batch.component_weights is None:
         raise TypeError("a force loss needs a batch with forces, got one without")
     errors = forces - batch.forces
-    return ((errors * errors).sum(dim=-1) * batch.component_weights).sum() / batch.structure_mask.sum()
+    sums = ((errors * errors).sum(dim=-1) * batch.component_weights).sum(dim=(0, 1))
+    return sums / structures_with_forces(batch.component_weights).clamp(min=1)
+
+
+def structures_with_forces(component_weights: Tensor) -> Tensor:
+    """(L,) structures of a batch that have forces: the weights of each one's atoms sum to 1/3. component_weights:
+    (S,N,L).
+    """
+    return (3 * component_weights.sum(dim=(0, 1))).round()
 
 
 def weighted_loss(energy: Tensor, force: Tensor, force_weight: float) -> Tensor:
-    """(1 - w) energy loss + w force loss, PyKinML's fixed weighting. Returns ()."""
-    return (1 - force_weight) * energy + force_weight * force
+    """Sum over levels of (1 - w) energy loss + w force loss, PyKinML's fixed weighting. energy, force: (L,). Returns
+    ().
+    """
+    return ((1 - force_weight) * energy + force_weight * force).sum()
+
+
+def learned_loss(losses: Tensor, labelled: Tensor, log_variances: Tensor) -> Tensor:
+    """Sum over tasks of exp(-s) loss + s, with s learned: Kendall, Gal and Cipolla, CVPR 2018, doi
+    10.1109/CVPR.2018.00781, eq. 7, less the factor 1/2 that all terms share, as in PyKinML.
+
+    losses, log_variances (s): (T,); labelled: (T,) whether the batch has labels of the task, without which its s would
+    fall at no price. Returns ().
+    """
+    return ((torch.exp(-log_variances) * losses + log_variances) * labelled).sum()

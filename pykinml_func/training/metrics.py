@@ -1,11 +1,11 @@
 """Errors as sums that add up over batches, and the means that people read.
 
-# M structures, S species, N atoms a species (padded)
+# M structures, L fidelity levels, S species, N atoms a species (padded)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,18 +15,25 @@ from pykinml_func.units import KCAL_PER_MOL
 
 
 def error_sums(errors: Tensor, mask: Tensor) -> ErrorSums:
-    """Sums of |error|, error² and count, and the largest |error|, where `mask` is 1; both of one shape."""
-    size = (errors * mask).abs()
-    return ErrorSums(size.sum().double(), (size * size).sum().double(), size.max().double(), mask.sum().double())
+    """Sums of |error|, error² and count, and the largest |error|, of each level, where `mask` is 1.
+
+    errors, mask: (..., L). Returns sums (L,).
+    """
+    size = (errors * mask).abs().flatten(0, -2)
+    number = mask.flatten(0, -2).sum(dim=0)
+    return ErrorSums(
+        size.sum(dim=0).double(), (size * size).sum(dim=0).double(), size.amax(dim=0).double(), number.double()
+    )
 
 
 def step_sums(batch: Batch, energies: Tensor, forces: Tensor | None = None) -> StepSums:
-    """Sums over a batch's errors. energies: (M,) eV; forces: (S,N,3) eV/Å."""
-    energy = error_sums(energies - batch.energies, batch.structure_mask)
+    """Sums over a batch's errors. energies: (M,L) eV; forces: (S,N,L,3) eV/Å."""
+    energy = error_sums(energies - batch.energies, batch.energy_mask)
     if forces is None or batch.forces is None or batch.component_weights is None:
         return StepSums(energy, None)
     mask = (batch.component_weights > 0).to(forces.dtype).unsqueeze(-1).expand_as(forces)
-    return StepSums(energy, error_sums(forces - batch.forces, mask))
+    errors = forces - batch.forces
+    return StepSums(energy, error_sums(errors.movedim(2, -1), mask.movedim(2, -1)))
 
 
 def add_sums(sums: Iterable[StepSums]) -> StepSums:
@@ -38,16 +45,23 @@ def add_sums(sums: Iterable[StepSums]) -> StepSums:
 
 def _add(sums: list[ErrorSums]) -> ErrorSums:
     absolute, squared, largest, number = (torch.stack(column) for column in zip(*sums, strict=True))
-    return ErrorSums(absolute.sum(), squared.sum(), largest.max(), number.sum())
+    return ErrorSums(absolute.sum(dim=0), squared.sum(dim=0), largest.amax(dim=0), number.sum(dim=0))
 
 
-def summary(sums: StepSums) -> dict[str, float]:
-    """MAE, RMSE and largest error in kcal/mol, and with prefix `force_` in kcal/mol/Å; NaN over no structure."""
+def summary(sums: StepSums, fidelities: Sequence[int] = (0,)) -> dict[str, float]:
+    """MAE, RMSE and largest error in kcal/mol, and with prefix `force_` in kcal/mol/Å; NaN over no label.
+
+    fidelities: (L,), lowest first. The highest level's errors have plain names (`energy_mae`), the others' begin with
+    their level (`level_0_energy_mae`).
+    """
     found = {}
-    for prefix, errors in (("energy", sums.energy), ("force", sums.force)):
-        if errors is not None:
-            count = errors.number.item() or float("nan")
-            found[f"{prefix}_mae"] = KCAL_PER_MOL * errors.absolute.item() / count
-            found[f"{prefix}_rmse"] = KCAL_PER_MOL * (errors.squared.item() / count) ** 0.5
-            found[f"{prefix}_max"] = KCAL_PER_MOL * errors.largest.item()
+    kinds = {"energy": sums.energy} | ({} if sums.force is None else {"force": sums.force})
+    for kind, errors in kinds.items():
+        for column, level in enumerate(fidelities):
+            absolute, squared, largest, number = (field[column].item() for field in errors)
+            prefix = kind if column == len(fidelities) - 1 else f"level_{level}_{kind}"
+            count = number or float("nan")
+            found[f"{prefix}_mae"] = KCAL_PER_MOL * absolute / count
+            found[f"{prefix}_rmse"] = KCAL_PER_MOL * (squared / count) ** 0.5
+            found[f"{prefix}_max"] = KCAL_PER_MOL * (largest if number else float("nan"))
     return found

@@ -1,4 +1,4 @@
-"""Optimisers as pairs of pure functions over pytrees: init(networks) and update(gradients, state, networks, rate)."""
+"""Optimizers as pairs of pure functions over pytrees: init(trainable) and update(gradients, state, trainable, rate)."""
 
 from __future__ import annotations
 
@@ -9,36 +9,100 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pykinml_func.types import AdamState, Networks
+from pykinml_func.config import TrainConfig
+from pykinml_func.types import OptimizerState, Trainable
+
+_Update = Callable[[Trainable, OptimizerState, Trainable, Tensor], tuple[Trainable, OptimizerState]]
 
 
 class Optimizer(NamedTuple):
     """A pair of pure functions."""
 
-    init: Callable[[Networks], AdamState]
-    update: Callable[[Networks, AdamState, Networks, Tensor], tuple[Networks, AdamState]]
+    init: Callable[[Trainable], OptimizerState]
+    update: _Update
 
 
-def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimizer:
-    """Adam (Kingma and Ba, arXiv:1412.6980, algorithm 1), equal to torch.optim.Adam."""
+def build_optimizer(training: TrainConfig) -> Optimizer:
+    """The optimizer that `training` names."""
+    if training.optimizer == "sgd":
+        return sgd(training.momentum, training.weight_decay)
+    return (adam if training.optimizer == "adam" else adamw)(training.weight_decay)
 
-    def init(networks: Networks) -> AdamState:
-        # Each moment has zeros of its own: torch.compile would compile a step again once shared ones part.
-        first, second = tree_map(torch.zeros_like, networks), tree_map(torch.zeros_like, networks)
-        return AdamState(torch.zeros((), dtype=torch.float64, device=networks.weights[0].device), first, second)
+
+def sgd(momentum: float = 0.5, weight_decay: float = 0.0) -> Optimizer:
+    """Gradient descent with Nesterov momentum, equal to torch.optim.SGD(nesterov=True).
+
+    Sutskever et al., ICML 2013; weight_decay adds that times the parameters to the gradient.
+    """
 
     def update(
-        gradients: Networks, state: AdamState, networks: Networks, learning_rate: Tensor
-    ) -> tuple[Networks, AdamState]:
+        gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
+    ) -> tuple[Trainable, OptimizerState]:
+        gradients = _penalized(gradients, trainable, weight_decay)
+        velocity = tree_map(lambda v, g: momentum * v + g, state.moments[0], gradients)
+        moved = tree_map(
+            lambda p, g, v: p - learning_rate.to(p.dtype) * (g + momentum * v), trainable, gradients, velocity
+        )
+        return moved, OptimizerState(state.step + 1, (velocity,))
+
+    return Optimizer(lambda trainable: _zeros(trainable, 1), update)
+
+
+def adam(weight_decay: float = 0.0) -> Optimizer:
+    """Adam (Kingma and Ba, arXiv:1412.6980, algorithm 1), equal to torch.optim.Adam.
+
+    weight_decay adds that times the parameters to the gradient.
+    """
+    plain = _adam_update()
+
+    def update(
+        gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
+    ) -> tuple[Trainable, OptimizerState]:
+        return plain(_penalized(gradients, trainable, weight_decay), state, trainable, learning_rate)
+
+    return Optimizer(lambda trainable: _zeros(trainable, 2), update)
+
+
+def adamw(weight_decay: float = 0.0) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), equal to torch.optim.AdamW."""
+    plain = _adam_update()
+
+    def update(
+        gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
+    ) -> tuple[Trainable, OptimizerState]:
+        shrunk = tree_map(lambda p: p - (learning_rate * weight_decay).to(p.dtype) * p, trainable)
+        return plain(gradients, state, shrunk, learning_rate)
+
+    return Optimizer(lambda trainable: _zeros(trainable, 2), update)
+
+
+def _adam_update(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> _Update:
+    def update(
+        gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
+    ) -> tuple[Trainable, OptimizerState]:
         step = state.step + 1
-        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state.first, gradients)
-        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second, gradients)
+        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state.moments[0], gradients)
+        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.moments[1], gradients)
         correction1, correction2 = 1 - beta1**step, 1 - beta2**step
 
         def moved(parameter: Tensor, m: Tensor, v: Tensor) -> Tensor:
             scale = (learning_rate / correction1).to(parameter.dtype)
             return parameter - scale * m / ((v / correction2.to(parameter.dtype)).sqrt() + epsilon)
 
-        return tree_map(moved, networks, first, second), AdamState(step, first, second)
+        return tree_map(moved, trainable, first, second), OptimizerState(step, (first, second))
 
-    return Optimizer(init, update)
+    return update
+
+
+def _penalized(gradients: Trainable, trainable: Trainable, weight_decay: float) -> Trainable:
+    """The gradients of the loss with the penalty weight_decay/2 |trainable|²."""
+    if weight_decay == 0:
+        return gradients
+    penalized: Trainable = tree_map(lambda g, p: g + weight_decay * p, gradients, trainable)
+    return penalized
+
+
+def _zeros(trainable: Trainable, n_moments: int) -> OptimizerState:
+    # Each moment has zeros of its own: torch.compile would compile a step again once shared ones part.
+    moments = tuple(tree_map(torch.zeros_like, trainable) for _ in range(n_moments))
+    return OptimizerState(torch.zeros((), dtype=torch.float64, device=trainable.log_variances.device), moments)

@@ -1,49 +1,85 @@
 """Steps as pure functions: state and batch in, new state and sums out.
 
-# M structures, S species, N atoms a species (padded)
+# M structures, L fidelity levels, S species, N atoms a species (padded), T tasks
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import grad
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces
-from pykinml_func.training.losses import energy_loss, force_loss, weighted_loss
+from pykinml_func.training.losses import (
+    energy_loss,
+    force_loss,
+    learned_loss,
+    structures_with_forces,
+    weighted_loss,
+)
 from pykinml_func.training.metrics import step_sums
 from pykinml_func.training.optimizers import Optimizer
-from pykinml_func.types import Batch, Networks, Params, StepSums, TrainState
+from pykinml_func.types import Batch, Networks, Params, StepSums, Trainable, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepSums]]
 EvalStep = Callable[[Params, Batch], StepSums]
 PredictStep = Callable[[Params, Batch], tuple[Tensor, ...]]
 
 
-def build_train_step(model_config: ModelConfig, optimizer: Optimizer, force_weight: float | None) -> TrainStep:
-    """A step of gradient descent on one batch; the sums are those of before the update.
+class Objective(NamedTuple):
+    """What is trained to, and how its parts are weighed."""
 
-    force_weight: w in (1 - w) energy loss + w force loss; None trains to energies alone.
-    """
+    forces: bool = False
+    force_weight: float = 0.3
+    """w in (1 - w) energy loss + w force loss, a level"""
+    learned: bool = False
+    """weights are learned, in place of w"""
 
-    def loss(networks: Networks, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        predicted = _predict(model_config, networks, batch, force_weight is not None)
-        total = energy_loss(batch, predicted[0])
-        if force_weight is not None:
-            total = weighted_loss(total, force_loss(batch, predicted[1]), force_weight)
-        return total, predicted
+    def n_tasks(self, n_levels: int) -> int:
+        """T, the tasks whose weights are learned: energies of each level, then forces of each."""
+        return n_levels * (1 + self.forces) if self.learned else 0
+
+
+def init_state(params: Params, optimizer: Optimizer, objective: Objective, learning_rate: float) -> TrainState:
+    """The state before the first step: no moments, and loss weights of 1 where they are learned (s = 0)."""
+    dtype, device = params.networks[0].weights[0].dtype, params.self_energies.device
+    log_variances = torch.zeros(objective.n_tasks(len(params.networks)), dtype=dtype, device=device)
+    rate = torch.tensor(learning_rate, dtype=torch.float64, device=device)
+    return TrainState(params, log_variances, optimizer.init(Trainable(params.networks, log_variances)), rate)
+
+
+def build_train_step(model_config: ModelConfig, optimizer: Optimizer, objective: Objective) -> TrainStep:
+    """A step of gradient descent on one batch; the sums are those of before the update."""
+
+    def loss(trainable: Trainable, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        predicted = _predict(model_config, trainable.networks, batch, objective.forces)
+        return _total_loss(objective, trainable.log_variances, batch, *predicted), predicted
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepSums]:
-        networks = state.params.networks
-        gradients, predicted = grad(loss, has_aux=True)(networks, batch)
-        networks, moments = optimizer.update(gradients, state.optimizer, networks, state.learning_rate)
-        return TrainState(Params(networks, state.params.self_energies), moments, state.learning_rate), step_sums(
-            batch, *predicted
-        )
+        trainable = Trainable(state.params.networks, state.log_variances)
+        gradients, predicted = grad(loss, has_aux=True)(trainable, batch)
+        moved, memory = optimizer.update(gradients, state.optimizer, trainable, state.learning_rate)
+        params = Params(moved.networks, state.params.self_energies)
+        return TrainState(params, moved.log_variances, memory, state.learning_rate), step_sums(batch, *predicted)
 
     return step
+
+
+def _total_loss(
+    objective: Objective, log_variances: Tensor, batch: Batch, energies: Tensor, forces: Tensor | None = None
+) -> Tensor:
+    """energies: (M,L) eV; forces: (S,N,L,3) eV/Å. Returns ()."""
+    losses, counts = [energy_loss(batch, energies)], [batch.energy_mask.sum(dim=0)]
+    if forces is not None and batch.component_weights is not None:
+        losses.append(force_loss(batch, forces))
+        counts.append(structures_with_forces(batch.component_weights))
+    if objective.learned:
+        return learned_loss(torch.cat(losses), torch.cat(counts) > 0, log_variances)
+    return losses[0].sum() if forces is None else weighted_loss(losses[0], losses[1], objective.force_weight)
 
 
 def build_eval_step(model_config: ModelConfig, forces: bool) -> EvalStep:
@@ -53,11 +89,13 @@ def build_eval_step(model_config: ModelConfig, forces: bool) -> EvalStep:
 
 
 def build_predict_step(model_config: ModelConfig, forces: bool) -> PredictStep:
-    """Energies (M,) of a batch less self energies, and where `forces` is set its forces (S,N,3)."""
+    """Energies (M,L) of a batch less self energies, and where `forces` is set its forces (S,N,L,3)."""
     return lambda params, batch: _predict(model_config, params.networks, batch, forces)
 
 
-def _predict(model_config: ModelConfig, networks: Networks, batch: Batch, forces: bool) -> tuple[Tensor, ...]:
-    """Energies (M,), and forces (S,N,3) where they are wanted."""
-    arguments = (model_config, networks, batch.features, batch.structure_index, batch.structure_mask.shape[0])
+def _predict(
+    model_config: ModelConfig, networks: tuple[Networks, ...], batch: Batch, forces: bool
+) -> tuple[Tensor, ...]:
+    """Energies (M,L), and forces (S,N,L,3) where they are wanted."""
+    arguments = (model_config, networks, batch.features, batch.structure_index, batch.energy_mask.shape[0])
     return batch_energies_and_forces(*arguments) if forces else (batch_energies(*arguments),)

@@ -34,15 +34,14 @@ def packer_of(source: Source, batch_size: int, members: np.ndarray | None = None
 def test_unpacking_inverts_packing(
     make_structures: Structured, make_source: Sourced, order: list[int], batch_size: int, length: int
 ):
-    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")
+    source = make_source(make_structures(FORMULAS, levels=(0, 1)), CONFIG, "aevs")
     members = np.array(order[:length])
     packer = packer_of(source, batch_size, members)
     seen, energies = [], []
     for batch in packer.batches(members):
         index = members[len(seen) : len(seen) + packer.batch_size]
-        real = batch.structure_mask.bool()
-        assert real.tolist() == [True] * len(index) + [False] * (packer.batch_size - len(index))
-        energies += batch.energies[real].tolist()
+        assert batch.energy_mask.tolist() == [[1, 1]] * len(index) + [[0, 0]] * (packer.batch_size - len(index))
+        energies += batch.energies[: len(index)].tolist()
         expected = atom_rows(source.offsets, index)
         np.testing.assert_array_equal(packer.unpack(index, batch.forces), source.forces[expected])
         np.testing.assert_array_equal(packer.unpack(index, batch.features.aevs), source.aevs[expected])
@@ -55,13 +54,13 @@ def test_unpacking_inverts_packing(
 
 @pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
 def test_padding_holds_nothing(make_structures: Structured, make_source: Sourced, contents: str):
-    source = make_source(make_structures(FORMULAS), CONFIG, contents)
+    source = make_source(make_structures(FORMULAS, levels=(0, 1)), CONFIG, contents)
     packer = packer_of(source, 4)
     *_, last = packer.batches(np.arange(10))
     padding = last.structure_index == packer.batch_size
     assert padding.sum() == padding.numel() - 5 - 7  # CH4 and C3H4 are left for the last batch
-    assert last.structure_mask.tolist() == [1, 1, 0, 0]
-    assert last.energies[2:].tolist() == [0, 0]
+    assert last.energy_mask.tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+    assert last.energies[2:].tolist() == [[0, 0], [0, 0]]
     assert not last.forces[padding].any()
     assert not last.component_weights[padding].any()
     rows = last.features.positions if isinstance(last.features, Geometry) else last.features.aevs
@@ -71,12 +70,46 @@ def test_padding_holds_nothing(make_structures: Structured, make_source: Sourced
 def test_component_weights_make_a_mean_over_each_structures_components(
     make_structures: Structured, make_source: Sourced
 ):
-    packer = packer_of(make_source(make_structures(FORMULAS), CONFIG, "aevs"), 10)
+    packer = packer_of(make_source(make_structures(FORMULAS, levels=(0, 1, 2)), CONFIG, "aevs"), 10)
     batch = packer.pack(np.arange(10))
-    weights = torch.zeros(11, dtype=torch.float64).index_add(
-        0, batch.structure_index.flatten(), batch.component_weights.flatten()
+    weights = torch.zeros(11, 3, dtype=torch.float64).index_add(
+        0, batch.structure_index.flatten(), batch.component_weights.flatten(0, 1)
     )
-    torch.testing.assert_close(3 * weights[:10], torch.ones(10, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(3 * weights[:10], torch.ones(10, 3, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+def test_a_missing_label_is_zero_and_masked(make_structures: Structured, make_source: Sourced):
+    structures = make_structures(FORMULAS, levels=(0, 1, 2))
+    structures.energies[[0, 3], 0] = structures.energies[3, 2] = np.nan  # the 4th is left with its middle level
+    source = make_source(structures, CONFIG, "aevs")
+    batch = packer_of(source, 12).pack(np.arange(10))
+    labelled = np.isfinite(structures.energies)
+    assert batch.energy_mask.dtype == torch.float64
+    np.testing.assert_array_equal(batch.energy_mask, labelled)
+    np.testing.assert_array_equal(batch.energies, np.where(labelled, structures.energies, 0))
+
+
+def test_missing_forces_are_zero_and_weigh_nothing(make_structures: Structured, make_source: Sourced):
+    structures = make_structures(FORMULAS, levels=(0, 1))
+    atoms, n = structures.offsets[2], structures.sizes[2]
+    structures.forces[atoms : atoms + n, 1] = np.nan  # C2H4O at the upper level
+    structures.forces[0, 0, 2] = np.nan  # one component of the first carbon
+    packer = packer_of(make_source(structures, CONFIG, "aevs"), 10)
+    batch = packer.pack(np.arange(10))
+    there = np.isfinite(structures.forces).all(axis=2)
+    assert there.size - there.sum() == n + 1
+    expected = there / (3 * np.repeat(structures.sizes, structures.sizes)[:, None])
+    np.testing.assert_array_equal(packer.unpack(np.arange(10), batch.component_weights), expected)
+    found = packer.unpack(np.arange(10), batch.forces)
+    np.testing.assert_array_equal(found, np.where(there[..., None], structures.forces, 0))
+    np.testing.assert_array_equal(batch.energy_mask, np.ones((10, 2)), "an energy does not need forces")
+
+
+def test_without_forces_a_batch_has_none(make_structures: Structured, make_source: Sourced):
+    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")._replace(forces=None)
+    batch = packer_of(source, 4).pack(np.arange(4))
+    assert batch.forces is None
+    assert batch.component_weights is None
 
 
 def test_neighbours_are_the_other_atoms_of_the_same_structure(make_structures: Structured, make_source: Sourced):
@@ -128,7 +161,7 @@ def test_mixed_sizes_meet_few_shapes(make_structures: Structured, make_source: S
 def test_like_structures_meet_one_shape(make_structures: Structured, make_source: Sourced):
     packer = packer_of(make_source(make_structures(["CH4"] * 23), CONFIG, "jacobians"), 5)
     batches = list(packer.batches(np.arange(23)))
-    assert batches[-1].structure_mask.sum() == 3
+    assert batches[-1].energy_mask.sum() == 3
     assert len(shapes(batches)) == 1, "the short last batch is padded to the shape of the others"
 
 

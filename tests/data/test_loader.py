@@ -24,7 +24,7 @@ def make_loader(
     make_structures: Callable[..., Structures], make_source: Callable[[Structures, AEVConfig, str], Source]
 ) -> MakeLoader:
     source = make_source(make_structures(["CH4", "C2H2", "H2"] * 4), CONFIG, "positions")
-    source = source._replace(energies=np.arange(12.0))  # a structure's label is its number
+    source = source._replace(energies=np.arange(12.0)[:, None])  # a structure's label is its number
 
     def make(batch_size: int, seed: int | None) -> Loader:
         return Loader(Packer(source, MEMBERS, batch_size, torch.float64, torch.device("cpu")), seed)
@@ -33,7 +33,7 @@ def make_loader(
 
 
 def order(loader: Loader, epoch: int) -> list[int]:
-    return [int(v) for batch in loader.epoch(epoch) for v in batch.energies[batch.structure_mask.bool()]]
+    return [int(v) for batch in loader.epoch(epoch) for v in batch.energies[batch.energy_mask.bool()]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 50])

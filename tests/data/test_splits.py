@@ -14,6 +14,9 @@ from pykinml_func.config import DataConfig
 from pykinml_func.data.splits import Split, make_split, make_split_from_marks, read_split_files, write_split
 from pykinml_func.errors import ConfigError, DataError
 
+ALIKE = np.zeros(100)
+"""Strata of structures that are all of one kind."""
+
 
 def sizes(split: Split) -> tuple[int, ...]:
     return tuple(len(part) for part in split)
@@ -39,7 +42,7 @@ def assert_disjoint(split: Split, n_structures: int) -> None:
 def test_no_structure_is_in_two_parts(n: int, split: tuple[float, ...], seed: int):
     asked = DataConfig(split=split).split
     try:
-        found = make_split(asked, n, seed)
+        found = make_split(asked, np.zeros(n), seed)
     except ConfigError:
         assert sum(asked) > n
         return
@@ -65,7 +68,7 @@ def test_no_structure_is_in_two_parts(n: int, split: tuple[float, ...], seed: in
     ],
 )
 def test_counts_and_fractions(split: tuple[float, ...], expected: tuple[int, ...]):
-    assert sizes(make_split(DataConfig(split=split).split, 100, 0)) == expected
+    assert sizes(make_split(DataConfig(split=split).split, ALIKE, 0)) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,11 +89,11 @@ def test_splits_that_are_refused(split: tuple[float, ...], message: str):
 
 def test_more_than_there_is_is_refused():
     with pytest.raises(ConfigError, match=r"split asks for 90 \+ 10 \+ 1 structures, and the data hold 100"):
-        make_split((90, 10, 1), 100, 0)
+        make_split((90, 10, 1), ALIKE, 0)
 
 
 def test_the_seed_decides():
-    first, again, other = make_split((0.8, 0.1), 100, 4), make_split((0.8, 0.1), 100, 4), make_split((0.8, 0.1), 100, 5)
+    first, again, other = (make_split((0.8, 0.1), ALIKE, seed) for seed in (4, 4, 5))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first.train, other.train)
     assert not np.array_equal(first.train, np.sort(first.train)), "training order must be shuffled"
@@ -104,18 +107,18 @@ MARKS = [2, -1, 2, 2, -1, 2, 2, 2, -1, 2]
 )
 def test_counts_within_split_files(split: tuple[float, ...], expected: tuple[int, ...]):
     asked = DataConfig(split=split, split_files=("tvt.txt",)).split
-    found = make_split_from_marks(asked, MARKS, 0)
+    found = make_split_from_marks(asked, MARKS, np.zeros(10), 0)
     assert sizes(found) == expected
     assert_disjoint(found, len(MARKS))
     assert {MARKS[m] for m in (*found.train, *found.valid)} == {2}
     assert {MARKS[m] for m in found.test} == {-1}
-    assert np.array_equal(found.train, make_split_from_marks(asked, MARKS, 0).train)
+    assert np.array_equal(found.train, make_split_from_marks(asked, MARKS, np.zeros(10), 0).train)
 
 
 @pytest.mark.parametrize("split", [(6, 2, 0), (5, 1, 4)])
 def test_more_than_the_split_files_hold_is_refused(split: tuple[float, ...]):
     with pytest.raises(ConfigError, match=r"split files hold 7 marked 2 and 3 marked -1; ask for less"):
-        make_split_from_marks(split, MARKS, 0)
+        make_split_from_marks(split, MARKS, np.zeros(10), 0)
 
 
 def test_fractions_of_split_files_are_refused():
@@ -123,9 +126,26 @@ def test_fractions_of_split_files_are_refused():
         DataConfig(split=(0.8, 0.1, 0.1), split_files=("tvt.txt",))
 
 
+def test_fractions_of_marks_that_a_prepared_set_holds_are_refused():
+    with pytest.raises(ConfigError, match=r"marked by split files, got 0\.8, 0\.1, 0\.1; e\.g\. 2000, 48, 0"):
+        make_split_from_marks((0.8, 0.1, 0.1), MARKS, np.zeros(10), 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_part_gets_its_share_of_each_stratum(seed: int):
+    strata = np.arange(100) % 5 == 0
+    for split in (
+        make_split((0.5, 0.25, 0.25), strata, seed),
+        make_split_from_marks((50, 25, 0), [2] * 75 + [-1] * 25, strata, seed),
+    ):
+        assert_disjoint(split, 100)
+        shares = [strata[part].mean() for part in split]
+        np.testing.assert_allclose(shares, 0.2, atol=0.04)
+
+
 def test_a_split_is_read_as_it_was_written(tmp_path: Path):
     ids, energies = np.array([f"CH4/{k}" for k in range(30)]), np.random.default_rng(0).normal(-1000, 1, 30)
-    split = make_split((20, 4, 5), 30, 0)
+    split = make_split((20, 4, 5), np.zeros(30), 0)
     write_split(tmp_path / "tvt.txt", split, ids, energies)
     marks = read_split_files([tmp_path / "tvt.txt"])
     assert list(marks) == ids[np.concatenate(split)].tolist()

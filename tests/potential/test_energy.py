@@ -23,7 +23,7 @@ ROUNDING = 1e-12  # eV, of sums of the order of 1 eV
 LARGE_ROUNDING = 1e-11  # eV, where self energies of -1e3 eV an atom are summed
 DIFFERENCE_TOLERANCE = 1e-6  # eV/Å and eV/Å²; central differences with step 1e-5 Å
 
-SELF_ENERGIES = torch.tensor([-1035.1, -15.6, -2041.3], dtype=torch.float64)
+SELF_ENERGIES = torch.tensor([[-1035.1, -15.6, -2041.3]], dtype=torch.float64)
 SPECIES = torch.tensor([0, 1, 2, 1, 0])
 
 Positions = Callable[[int, int], np.ndarray]
@@ -39,8 +39,8 @@ MODEL = small_model()
 
 def params_of(model: ModelConfig, seed: int = 0) -> Params:
     """Steeper networks than are drawn, so that made-up atoms feel forces of about 1 eV/Å."""
-    weights, biases = init_params(model, torch.Generator().manual_seed(seed)).networks
-    return Params(Networks(tuple(4 * weight for weight in weights), biases), SELF_ENERGIES)
+    ((weights, biases),) = init_params(model, torch.Generator().manual_seed(seed)).networks
+    return Params((Networks(tuple(4 * weight for weight in weights), biases),), SELF_ENERGIES)
 
 
 PARAMS = params_of(MODEL)
@@ -87,9 +87,9 @@ def test_an_energy_is_the_sum_of_its_atoms_networks_and_self_energies(make_posit
     descriptors = aevs(MODEL.aev, SPECIES, positions)
     expected = 0.0
     for atom, element in enumerate(SPECIES.tolist()):
-        layers = (tuple(leaf[element] for leaf in leaves) for leaves in PARAMS.networks)
+        layers = (tuple(leaf[element] for leaf in leaves) for leaves in PARAMS.networks[0])
         expected += atomic_energy(MODEL.activations, Networks(*layers), descriptors[atom]).item()
-    bare = PARAMS._replace(self_energies=torch.zeros(3, dtype=torch.float64))
+    bare = PARAMS._replace(self_energies=torch.zeros(1, 3, dtype=torch.float64))
     assert energy(MODEL, bare, SPECIES, positions).item() == pytest.approx(expected, abs=ROUNDING)
     selves = 2 * -1035.1 + 2 * -15.6 - 2041.3
     assert energy(MODEL, PARAMS, SPECIES, positions).item() == pytest.approx(expected + selves, abs=LARGE_ROUNDING)
@@ -151,9 +151,9 @@ def test_jacrev_over_a_batch_is_each_structures_gradient(make_positions: Positio
 
 def test_the_gradient_by_params_knows_the_composition(make_positions: Positions):
     gradient = grad(energy, argnums=1)(MODEL, PARAMS, SPECIES, torch.from_numpy(make_positions(5, 0)))
-    assert gradient.self_energies.tolist() == [2, 2, 1]
+    assert gradient.self_energies.tolist() == [[2, 2, 1]]
     # the last bias is added once an atom
-    assert gradient.networks.biases[-1].flatten().tolist() == [2, 2, 1]
+    assert gradient.networks[0].biases[-1].flatten().tolist() == [2, 2, 1]
 
 
 @pytest.mark.parametrize("beta", [0.95, 1.0])
@@ -184,22 +184,23 @@ def test_init_params_depends_on_the_generator_alone(biases: bool):
         init_params(model, torch.Generator().manual_seed(7)),
         init_params(model, torch.Generator().manual_seed(8)),
     )
-    assert all(torch.equal(a, b) for a, b in zip(first.networks.weights, again.networks.weights, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first.networks.weights, other.networks.weights, strict=True))
-    assert len(first.networks.biases) == (3 if biases else 0)
+    (mine,), (same,), (unlike,) = first.networks, again.networks, other.networks
+    assert all(torch.equal(a, b) for a, b in zip(mine.weights, same.weights, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(mine.weights, unlike.weights, strict=True))
+    assert len(mine.biases) == (3 if biases else 0)
 
 
 def test_init_params_are_bounded_by_the_number_of_inputs():
     params = init_params(MODEL, torch.Generator().manual_seed(0))
     inputs = (MODEL.aev.length, 6, 4)
-    for weight, bias, fan_in in zip(*params.networks, inputs, strict=True):
+    for weight, bias, fan_in in zip(*params.networks[0], inputs, strict=True):
         assert weight.shape == (3, bias.shape[1], fan_in)
         bound = 1 / math.sqrt(fan_in)
         assert max(weight.abs().max(), bias.abs().max()) <= bound
         assert weight.abs().max() > 0.7 * bound
-    assert torch.equal(params.self_energies, torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(params.self_energies, torch.zeros(1, 3, dtype=torch.float64))
     single = init_params(MODEL, torch.Generator().manual_seed(0), torch.float32)
-    assert torch.equal(single.networks.weights[0], params.networks.weights[0].float())
+    assert torch.equal(single.networks[0].weights[0], params.networks[0].weights[0].float())
     assert single.self_energies.dtype == torch.float64
 
 

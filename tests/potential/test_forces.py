@@ -1,4 +1,4 @@
-"""Forces: both paths, in batches of mixed sizes, against central differences and Newton's third law."""
+"""Forces: both paths, every level, in batches of mixed sizes, against central differences and Newton's third law."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from hypothesis import strategies as st
 
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.potential.energy import energy, init_params
-from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces, energy_and_forces
-from pykinml_func.types import Networks, Structures, atom_rows
+from pykinml_func.potential.energy import init_params, level_energies
+from pykinml_func.potential.forces import (
+    batch_energies,
+    batch_energies_and_forces,
+    energy_and_forces,
+    level_energies_and_forces,
+)
+from pykinml_func.types import Networks, Params, Structures, atom_rows
 
 PATH_TOLERANCE = 1e-10  # eV/Å between the two paths: rounding alone
 DIFFERENCE_TOLERANCE = 1e-6  # eV/Å; central differences with step 1e-5 Å
 ROUNDING = 1e-12  # eV, without self energies
-
-MODEL = ModelConfig(
-    aev=AEVConfig(elements=("C", "H", "O"), n_radial=5, n_angular_radial=3, n_angular=4),
-    neurons=(8, 5, 1),
-    activations=("gaussian", "tanh", "identity"),
-)
-DRAWN = init_params(MODEL, torch.Generator().manual_seed(3))
-PARAMS = DRAWN._replace(
-    networks=Networks(tuple(4 * weight for weight in DRAWN.networks.weights), DRAWN.networks.biases)
-)
-"""Steeper than they are drawn, so that made-up atoms feel forces of about 1 eV/Å."""
 
 FORMULAS = ["CH4", "H", "C2H4O", "O2", "CH3OH", "H2O", "CO", "C3H4", "CH4", "HOCO"]
 
@@ -37,102 +31,171 @@ Structured = Callable[..., Structures]
 Sourced = Callable[[Structures, AEVConfig, str], Source]
 
 
-def evaluate(source: Source, batch_size: int, order: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (M,) and forces (A,3) in the order of the source, evaluated by batches in `order`."""
+def model_of(fidelities: tuple[int, ...], beta: float = 0.95) -> ModelConfig:
+    return ModelConfig(
+        aev=AEVConfig(elements=("C", "H", "O"), n_radial=5, n_angular_radial=3, n_angular=4, beta=beta),
+        neurons=(8, 5, 1),
+        activations=("gaussian", "tanh", "identity"),
+        fidelities=fidelities,
+    )
+
+
+def params_of(model: ModelConfig) -> Params:
+    """Steeper than they are drawn, so that made-up atoms feel forces of about 1 eV/Å."""
+    drawn = init_params(model, torch.Generator().manual_seed(3))
+    return drawn._replace(
+        networks=tuple(
+            Networks(tuple(4 * weight for weight in level.weights), level.biases) for level in drawn.networks
+        )
+    )
+
+
+MODEL, CHAIN = model_of((1,)), model_of((0, 1, 5))
+PARAMS = {MODEL: params_of(MODEL), CHAIN: params_of(CHAIN)}
+
+each_model = pytest.mark.parametrize("model", [MODEL, CHAIN], ids=["one level", "three levels"])
+each_path = pytest.mark.parametrize("contents", ["jacobians", "positions"])
+
+
+def evaluate(
+    model: ModelConfig, source: Source, batch_size: int, order: list[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Energies (M,L) and forces (A,L,3) in the order of the source, evaluated by batches in `order`."""
     members = np.arange(len(source.offsets) - 1)
     packer = Packer(source, members, batch_size, torch.float64, torch.device("cpu"))
     chosen = members if order is None else np.array(order)
-    energies, forces = np.empty(len(members)), np.empty_like(source.positions)
+    energies = np.empty((len(members), model.n_levels))
+    forces = np.empty((len(source.positions), model.n_levels, 3))
     for index, batch in zip(packer.cut(chosen), packer.batches(chosen), strict=True):
-        arguments = (MODEL, PARAMS.networks, batch.features, batch.structure_index, packer.batch_size)
-        values, gradient = batch_energies_and_forces(*arguments)
+        arguments = (model, PARAMS[model].networks, batch.features, batch.structure_index, packer.batch_size)
+        values, pulls = batch_energies_and_forces(*arguments)
         torch.testing.assert_close(batch_energies(*arguments), values, rtol=0, atol=ROUNDING)
-        energies[index] = values[batch.structure_mask.bool()].numpy()
-        forces[atom_rows(source.offsets, index)] = packer.unpack(index, gradient)
+        assert not values[len(index) :].any(), "an absent structure has no energy"
+        energies[index] = values[: len(index)].numpy()
+        forces[atom_rows(source.offsets, index)] = packer.unpack(index, pulls)
     return energies, forces
 
 
-def one_by_one(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """The same by `energy_and_forces` of each structure."""
-    pairs = [
-        energy_and_forces(MODEL, PARAMS, torch.from_numpy(source.species[a:b]), torch.from_numpy(source.positions[a:b]))
-        for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True)
-    ]
-    return np.array([value.item() for value, _ in pairs]), np.concatenate([forces.numpy() for _, forces in pairs])
+def each_structure(source: Source) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Species and positions."""
+    species, positions = torch.from_numpy(source.species), torch.from_numpy(source.positions)
+    return [(species[a:b], positions[a:b]) for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True)]
 
 
-@pytest.mark.parametrize("contents", ["jacobians", "positions"])
+def one_by_one(model: ModelConfig, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """What `evaluate` gives, by `level_energies_and_forces` of each structure."""
+    pairs = [level_energies_and_forces(model, PARAMS[model], *structure) for structure in each_structure(source)]
+    forces = [forces.movedim(0, 1).numpy() for _, forces in pairs]
+    return np.stack([values.numpy() for values, _ in pairs]), np.concatenate(forces)
+
+
+@each_path
+@each_model
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 100])
 def test_mixed_batches_equal_single_structures_whatever_the_padding(
-    make_structures: Structured, make_source: Sourced, contents: str, batch_size: int
+    make_structures: Structured, make_source: Sourced, model: ModelConfig, contents: str, batch_size: int
 ):
-    source = make_source(make_structures(FORMULAS), MODEL.aev, contents)
-    energies, forces = evaluate(source, batch_size)
-    expected = one_by_one(source)
+    source = make_source(make_structures(FORMULAS), model.aev, contents)
+    energies, forces = evaluate(model, source, batch_size)
+    expected = one_by_one(model, source)
     np.testing.assert_allclose(energies, expected[0], rtol=0, atol=ROUNDING)
     np.testing.assert_allclose(forces, expected[1], rtol=0, atol=PATH_TOLERANCE)
 
 
-def test_forces_are_minus_the_gradient_by_central_differences(make_structures: Structured, make_source: Sourced):
-    source = make_source(make_structures(FORMULAS), MODEL.aev, "jacobians")
-    _, forces = evaluate(source, 4)
-    assert np.abs(forces).max() > 0.1, "made-up atoms must feel forces"
+@each_path
+@each_model
+def test_forces_are_minus_the_gradient_of_their_own_level_by_central_differences(
+    make_structures: Structured, make_source: Sourced, model: ModelConfig, contents: str
+):
+    source = make_source(make_structures(FORMULAS), model.aev, contents)
+    _, forces = evaluate(model, source, 4)
+    assert np.abs(forces).max(axis=(0, 2)).min() > 0.1, "made-up atoms must feel forces at each level"
     step = 1e-5  # Å
-    for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True):
-        species, positions = torch.from_numpy(source.species[a:b]), torch.from_numpy(source.positions[a:b])
-        moves = step * torch.eye(3 * (b - a), dtype=torch.float64).reshape(-1, b - a, 3)
-        values = torch.func.vmap(lambda x, s=species: energy(MODEL, PARAMS, s, x))(
+    for (species, positions), start in zip(each_structure(source), source.offsets[:-1], strict=True):
+        n = len(species)
+        moves = step * torch.eye(3 * n, dtype=torch.float64).reshape(-1, n, 3)
+        values = torch.func.vmap(lambda x, s=species: level_energies(model, PARAMS[model], s, x))(
             torch.cat([positions + moves, positions - moves])
         )
-        expected = -(values[: len(moves)] - values[len(moves) :]).reshape(-1, 3) / (2 * step)
-        np.testing.assert_allclose(forces[a:b], expected, rtol=0, atol=DIFFERENCE_TOLERANCE)
+        slopes = (values[: 3 * n] - values[3 * n :]) / (2 * step)
+        expected = -slopes.reshape(n, 3, model.n_levels).movedim(2, 1)
+        np.testing.assert_allclose(forces[start : start + n], expected, rtol=0, atol=DIFFERENCE_TOLERANCE)
 
 
+@each_model
 @given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9))
-def test_both_paths_agree_in_any_batch(make_structures: Structured, make_source: Sourced, seed: int, batch_size: int):
+def test_both_paths_agree_in_any_batch(
+    make_structures: Structured, make_source: Sourced, model: ModelConfig, seed: int, batch_size: int
+):
     generator = np.random.default_rng(seed)
     structures = make_structures([FORMULAS[k] for k in generator.integers(0, len(FORMULAS), 6)], seed)
     order = generator.permutation(6).tolist()
-    cached = evaluate(make_source(structures, MODEL.aev, "jacobians"), batch_size, order)
-    recomputed = evaluate(make_source(structures, MODEL.aev, "positions"), batch_size, order)
+    cached = evaluate(model, make_source(structures, model.aev, "jacobians"), batch_size, order)
+    recomputed = evaluate(model, make_source(structures, model.aev, "positions"), batch_size, order)
     np.testing.assert_allclose(cached[0], recomputed[0], rtol=0, atol=ROUNDING)
     np.testing.assert_allclose(cached[1], recomputed[1], rtol=0, atol=PATH_TOLERANCE)
 
 
-@pytest.mark.parametrize("contents", ["jacobians", "positions"])
-def test_net_force_and_torque_vanish(make_structures: Structured, make_source: Sourced, contents: str):
+@each_path
+@each_model
+def test_net_force_and_torque_vanish(
+    make_structures: Structured, make_source: Sourced, model: ModelConfig, contents: str
+):
     structures = make_structures(FORMULAS)
-    _, forces = evaluate(make_source(structures, MODEL.aev, contents), 4)
-    torques = np.cross(structures.positions, forces)
+    _, forces = evaluate(model, make_source(structures, model.aev, contents), 4)
+    torques = np.cross(structures.positions[:, None], forces)
     np.testing.assert_allclose(np.add.reduceat(forces, structures.offsets[:-1]), 0, atol=PATH_TOLERANCE)
     np.testing.assert_allclose(np.add.reduceat(torques, structures.offsets[:-1]), 0, atol=PATH_TOLERANCE)
 
 
+@each_model
+def test_forces_turn_with_the_molecule(make_structures: Structured, make_source: Sourced, model: ModelConfig):
+    structures = make_structures(FORMULAS)
+    rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    turned = structures._replace(positions=structures.positions @ rotation + [3.0, -20.0, 7.0])
+    before, after = (evaluate(model, make_source(s, model.aev, "positions"), 4) for s in (structures, turned))
+    np.testing.assert_allclose(after[0], before[0], rtol=0, atol=PATH_TOLERANCE)
+    np.testing.assert_allclose(after[1], before[1] @ rotation, rtol=0, atol=10 * PATH_TOLERANCE)
+
+
 @pytest.mark.parametrize("beta", [0.95, 1.0])
-@pytest.mark.parametrize("contents", ["jacobians", "positions"])
+@each_path
 def test_forces_of_straight_and_lonely_atoms_are_finite(
     make_structures: Structured, make_source: Sourced, contents: str, beta: float
 ):
-    model = MODEL.model_copy(update={"aev": MODEL.aev.model_copy(update={"beta": beta})})
+    model = model_of((0, 1), beta)
     structures = make_structures(["C2H2", "O", "HO", "CH4"])
     structures.positions[:4] = [[0, 0, 0], [1.2, 0, 0], [-1.06, 0, 0], [2.26, 0, 0]]
     structures.positions[5:7] = [[0, 0, 0], [model.aev.radial_cutoff, 0, 0]]
     source = make_source(structures, model.aev, contents)
     packer = Packer(source, np.arange(4), 4, torch.float64, torch.device("cpu"))
     batch = packer.pack(np.arange(4))
-    energies, forces = batch_energies_and_forces(model, PARAMS.networks, batch.features, batch.structure_index, 4)
+    networks = params_of(model).networks
+    energies, forces = batch_energies_and_forces(model, networks, batch.features, batch.structure_index, 4)
     assert energies.isfinite().all()
     assert forces.isfinite().all()
     straight = packer.unpack(np.arange(4), forces)[:4]
-    np.testing.assert_allclose(straight[:, 1:], 0, atol=PATH_TOLERANCE)  # a straight molecule pulls along its axis only
+    # a straight molecule pulls along its axis only
+    np.testing.assert_allclose(straight[..., 1:], 0, atol=PATH_TOLERANCE)
     np.testing.assert_allclose(packer.unpack(np.arange(4), forces)[4], 0, atol=PATH_TOLERANCE)
 
 
-def test_self_energies_shift_the_energy_alone(make_structures: Structured, make_source: Sourced):
-    source = make_source(make_structures(["CH4"]), MODEL.aev, "positions")
-    species, positions = torch.from_numpy(source.species), torch.from_numpy(source.positions)
-    shifted = PARAMS._replace(self_energies=torch.tensor([-1000.0, -10.0, 0.0], dtype=torch.float64))
-    value, forces = energy_and_forces(MODEL, PARAMS, species, positions)
-    moved, same = energy_and_forces(MODEL, shifted, species, positions)
-    assert moved.item() == pytest.approx(value.item() - 1040, abs=1e-11)
+@each_model
+def test_energy_and_forces_are_those_of_the_highest_level(
+    make_structures: Structured, make_source: Sourced, model: ModelConfig
+):
+    (structure,) = each_structure(make_source(make_structures(["CH3OH"]), model.aev, "positions"))
+    value, forces = energy_and_forces(model, PARAMS[model], *structure)
+    values, of_levels = level_energies_and_forces(model, PARAMS[model], *structure)
+    torch.testing.assert_close(value, values[-1], rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(forces, of_levels[-1], rtol=0, atol=PATH_TOLERANCE)
+
+
+def test_self_energies_shift_the_energies_alone(make_structures: Structured, make_source: Sourced):
+    (structure,) = each_structure(make_source(make_structures(["CH4"]), CHAIN.aev, "positions"))
+    selves = torch.tensor([[-1000.0, -10.0, 0.0], [0.0, 0.0, 0.0], [-2000.0, 5.0, 1.0]], dtype=torch.float64)
+    shifted = PARAMS[CHAIN]._replace(self_energies=selves)
+    values, forces = level_energies_and_forces(CHAIN, PARAMS[CHAIN], *structure)
+    moved, same = level_energies_and_forces(CHAIN, shifted, *structure)
+    np.testing.assert_allclose(moved - values, [-1040, 0, -1980], rtol=0, atol=1e-11)
     torch.testing.assert_close(same, forces, rtol=0, atol=ROUNDING)

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from pykinml_func.config import Activation
+from pykinml_func.config.run import Activation
 from pykinml_func.potential.mlp import ACTIVATIONS, atomic_energy
 from pykinml_func.types import Networks
 

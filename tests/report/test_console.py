@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.utils._pytree import tree_leaves
 
-from pykinml_func.config import RunConfig, build_config
+from pykinml_func.config import RunConfig
+from pykinml_func.config.settings import build_config
+from pykinml_func.data.batching import Source
 from pykinml_func.data.database import write_database
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.potential.energy import init_params
 from pykinml_func.potential.self_energies import SelfEnergyFit
 from pykinml_func.report.console import ConsoleReporter
-from pykinml_func.report.sections import is_milestone, label_counts
+from pykinml_func.report.sections import errors_table, is_milestone, label_counts
 from pykinml_func.training.fit import Predictions, RunResult, Setup, fit
+from pykinml_func.training.setup import RunData
 from pykinml_func.types import Structures
 
 MakeStructures = Callable[..., Structures]
@@ -40,12 +44,26 @@ def flat(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def setup_of(make_structures: MakeStructures, rank: int = 2, compiled: bool = False, **settings: Any) -> Setup:
-    structures = make_structures(["C2H2"] * 6 + ["CH4"] * 5)
+def setup_of(
+    make_structures: MakeStructures,
+    rank: int = 2,
+    compiled: bool = False,
+    left_out: int = 0,
+    refitted: bool = True,
+    **settings: Any,
+) -> Setup:
+    """11 structures, of which the last and those left out are in no part of the split."""
     config = build_config({"elements": ("C", "H"), "epochs": 200, **SMALL, **settings})
-    split = Split(np.arange(6), np.arange(6, 8), np.arange(8, 10))
-    energies = SelfEnergyFit(torch.tensor([-1036.25, -13.123456], dtype=torch.float64), rank)
-    return Setup(config, structures, split, energies, init_params(config.model, torch.Generator()), compiled)
+    derived = {"fidelities": config.data.fidelities, "baseline": config.data.baseline}
+    config = config.model_copy(update={"model": config.model.model_copy(update=derived)})
+    labels = make_structures(["C2H2"] * 6 + ["CH4"] * 5, levels=config.data.fidelities)
+    split = Split(np.arange(6), np.arange(6, 8), np.arange(8, 10 - left_out))
+    values = torch.tensor([-1036.25, -13.123456], dtype=torch.float64)
+    energies = torch.stack([values + level for level in range(config.model.n_levels)])
+    species = np.where(labels.numbers == 6, 0, 1)
+    source = Source(species, labels.positions, labels.offsets, 2, labels.energies)
+    data = RunData(labels, left_out, split, source, SelfEnergyFit(energies, rank), refitted)
+    return Setup(config, data, init_params(config.model, torch.Generator()), compiled)
 
 
 def ready_text(setup: Setup) -> str:
@@ -77,7 +95,7 @@ def result_of(directory: Path, epochs: int = 3, forces: bool = False, shapes: in
     if forces:
         errors["valid"]["force_max"] = 12345.6
     predictions = {
-        part: Predictions(np.zeros((2, count)), np.zeros((2, count, 3)) if forces else None)
+        part: Predictions(np.zeros((2, count, 1)), np.zeros((2, count, 1, 3)) if forces else None)
         for part, count in counts.items()
     }
     return RunResult(directory, None, history, errors, predictions, shapes)  # type: ignore[arg-type]
@@ -137,7 +155,7 @@ def test_label_counts_of_several_levels(make_structures: MakeStructures) -> None
 def test_ready_tells_split_self_energies_and_networks(make_structures: MakeStructures) -> None:
     setup = setup_of(make_structures, seeds=(7, 1))
     text = flat(ready_text(setup))
-    assert "6 train, 2 validation, 2 test, 1 unused structures (seed 7)" in text
+    assert "6 train, 2 validation, 2 test structures, 1 unused (seed 7)" in text
     assert "C -1036.250000 eV, H -13.123456 eV" in text
     assert UNDETERMINED not in text
     one = (20 * 5 + 5) + (5 * 3 + 3) + (3 * 1 + 1)
@@ -151,7 +169,7 @@ def test_ready_tells_split_self_energies_and_networks(make_structures: MakeStruc
 def test_parameters_are_those_of_the_tensors_without_biases(make_structures: MakeStructures) -> None:
     setup = setup_of(make_structures, biases=False)
     text = flat(ready_text(setup))
-    total = sum(tensor.numel() for tensor in (*setup.params.networks.weights, *setup.params.networks.biases))
+    total = sum(tensor.numel() for tensor in tree_leaves(setup.params.networks))
     assert total == 2 * (100 + 15 + 3)
     assert f"all 2 {total}" in text
     assert "20 -> 5 tanh no 100" in text
@@ -162,6 +180,89 @@ def test_undetermined_self_energies_are_told(make_structures: MakeStructures) ->
     assert f"The compositions {UNDETERMINED} (1 independent for 2 elements): the fit of least norm is used." in text
     text = flat(ready_text(setup_of(make_structures, rank=2, fit_self_energies=False)))
     assert "not fitted" in text and UNDETERMINED not in text
+
+
+LEVELS = {"multi_fidelity": True, "low_fidelity": (0,), "fidelity": 2}
+
+
+def test_ready_tells_what_each_level_is_trained_to(make_structures: MakeStructures) -> None:
+    setup = setup_of(make_structures, **LEVELS)
+    setup.data.labels.energies[[1, 2, 6, 9], 1] = np.nan
+    setup.data.labels.energies[5, 0] = np.nan
+    text = flat(ready_text(setup))
+    assert "energies to train, validate and test on: level 0: 5, 2, 2; level 2: 4, 1, 1" in text
+    assert "level 0: C -1036.250000 eV, H -13.123456 eV" in text
+    assert "level 2: C -1035.250000 eV, H -12.123456 eV" in text
+
+
+def test_networks_of_every_level_are_tabulated(make_structures: MakeStructures) -> None:
+    """A level above the lowest sees one number more: the energy of the level below."""
+    text = flat(ready_text(setup_of(make_structures, **LEVELS)))
+    for element in "CH":
+        assert f"{element}, level 0 1 20 -> 5 tanh yes 105" in text
+        assert f"{element}, level 2 1 21 -> 5 tanh yes 110" in text
+    assert f"all 4 {2 * (105 + 110 + 2 * 18 + 2 * 4)}" in text
+
+
+def test_delta_and_structures_left_out_are_told(make_structures: MakeStructures) -> None:
+    setup = setup_of(make_structures, left_out=1, delta=True, low_fidelity=(0,), fidelity=2, skip_incomplete=True)
+    text = flat(ready_text(setup))
+    assert "level 2 less level 0" in text
+    assert "6 train, 2 validation, 1 test structures, 1 unused, 1 left out for want of labels (seed 0)" in text
+
+
+def test_one_level_says_nothing_of_levels(make_structures: MakeStructures) -> None:
+    text = ready_text(setup_of(make_structures))
+    assert "level" not in text and "delta" not in text and "left out" not in text
+
+
+def test_learned_weights_are_told_and_recorded_weights_do_not_disturb(make_structures: MakeStructures) -> None:
+    setup = setup_of(make_structures, forces=True, force_path="positions", learn_loss_weights=True)
+    reporter, file = reporter_on()
+    reporter.ready(setup)
+    reporter.epoch({**record_of(200, forces=True), "energy_loss_weight": 2.0, "force_loss_weight": 0.5}, 200)
+    text = file.getvalue()
+    assert "weights are learned" in flat(text) and "weight 0.3" not in text
+    assert text.splitlines()[-1].split() == ["200/200", "1.005", "11.005", "101.0", "111.0", "0.0005", "0:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": "sgd", "schedule": "exponential", "learning_rate": 2e-4}, "sgd, exponential schedule"),
+        ({"optimizer": "AdamW", "schedule": "rop", "learning_rate": 2e-4}, "adamw, plateau schedule"),
+    ],
+)
+def test_optimizer_and_schedule_are_told(make_structures: MakeStructures, settings: dict[str, Any], told: str) -> None:
+    assert f"{told}, learning rate 0.0002" in flat(ready_text(setup_of(make_structures, **settings)))
+
+
+def test_the_model_that_training_starts_from_is_told(make_structures: MakeStructures) -> None:
+    text = flat(ready_text(setup_of(make_structures, refitted=False, start_from="old/model.safetensors")))
+    assert "starts from old/model.safetensors" in text
+    assert "of the model that training starts from: C -1036.250000 eV" in text
+    text = flat(ready_text(setup_of(make_structures, refitted=False, start_from="m", fit_self_energies=False)))
+    assert "not fitted" not in text and "C -1036.250000 eV" in text
+
+
+@pytest.mark.parametrize("forces", [False, True])
+def test_errors_of_several_levels_stand_below_those_of_the_highest(tmp_path: Path, forces: bool) -> None:
+    result = result_of(tmp_path, forces=forces)
+    for part, errors in result.errors.items():
+        errors |= {f"level_0_{name}": value + 20 for name, value in list(errors.items())}
+        references = np.zeros((2, len(result.predictions[part].energies[0]), 2))
+        references[0, 0, 1] = np.nan  # one structure lacks the highest level
+        result.predictions[part] = Predictions(references, None)
+    file = io.StringIO()
+    Console(file=file, width=80).print(errors_table(result, (0, 3)))
+    rows = [line.split() for line in file.getvalue().splitlines()[3:]]
+    assert [row[:2] for row in rows] == [
+        *(["level", "3"], ["train", "16"], ["validation", "4"], ["test", "2"]),
+        *(["level", "0"], ["train", "17"], ["validation", "5"], ["test", "3"]),
+    ]
+    force = ["17.000", "17.111", "17.222"] if forces else []
+    assert rows[1][2:] == ["17.000", "17.111", "17.222", *force]
+    assert rows[5][2:] == ["37.000", "37.111", "37.222", *(f"{float(value) + 20:.3f}" for value in force)]
 
 
 @pytest.mark.parametrize(("path", "said"), [("jacobian", "cached AEV Jacobians"), ("positions", "from positions")])
@@ -249,11 +350,15 @@ def test_a_pipe_gets_no_moving_bar_even_when_colours_are_forced(monkeypatch: pyt
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("forces", [False, True])
-def test_finished_tabulates_errors_and_ends_with_the_model(tmp_path: Path, forces: bool) -> None:
+def test_finished_tabulates_errors_and_ends_with_the_model(
+    make_structures: MakeStructures, tmp_path: Path, forces: bool
+) -> None:
     result = result_of(tmp_path / "run", forces=forces, shapes=4)
     reporter, file = reporter_on()
+    reporter.ready(setup_of(make_structures, epochs=3))
+    before = len(file.getvalue())
     reporter.finished(result)
-    lines = file.getvalue().splitlines()
+    lines = file.getvalue()[before:].splitlines()
     unbroken = [line for line in lines if str(tmp_path) not in line]
     assert max(map(len, unbroken)) <= 80
     force = ["17.000", "17.111", "17.222"] if forces else []
@@ -307,6 +412,25 @@ def tiny_run(make_structures: MakeStructures, folder: Path, formulas: Sequence[s
     return build_config(settings | paths)
 
 
+def test_a_real_run_of_two_levels(make_structures: MakeStructures, tmp_path: Path) -> None:
+    structures = make_structures(["CH4"] * 12, levels=(0, 1))
+    structures.energies[[1, 5], 1] = np.nan
+    write_database(tmp_path / "CH4.db", structures, {0: "made up", 1: "made up"})
+    reporter, file = reporter_on()
+    settings = {"input": (str(tmp_path / "CH4.db"),), "prepared": tmp_path / "prepared", "output": tmp_path / "run"}
+    settings |= {"multi_fidelity": True, "low_fidelity": 0, "epochs": 2, "compile": "off", **SMALL}
+    result = fit(build_config({**settings, "split": (6, 3, 3), "forces": True}), reporter)
+    text = file.getvalue()
+    assert "level 0: 12 structures with energies, 12 with forces" in text
+    assert "level 1: 10 structures with energies, 10 with forces" in text
+    lines = [line.split() for line in text.splitlines()]
+    for level, prefix in (("0", "level_0_"), ("1", "")):
+        found = [float(cell) for cell in lines[lines.index(["level", level]) + 1][2:]]
+        names = [f"{prefix}{kind}_{error}" for kind in ("energy", "force") for error in ("mae", "rmse", "max")]
+        np.testing.assert_allclose(found, [result.errors["train"][name] for name in names], rtol=2e-3, atol=5e-4)
+    assert {"learning_curve.png", "parity.png"} <= {path.name for path in result.directory.iterdir()}
+
+
 @pytest.mark.parametrize(("formulas", "forces"), [(("C2H2",), False), (("C2H2", "CH4"), True)])
 def test_a_real_run(make_structures: MakeStructures, tmp_path: Path, formulas: Sequence[str], forces: bool) -> None:
     reporter, file = reporter_on()
@@ -318,7 +442,7 @@ def test_a_real_run(make_structures: MakeStructures, tmp_path: Path, formulas: S
         assert f"{formula} (10)" in text
     assert (f"Computing AEV Jacobians of {count} structures" in text) is forces
     assert f"{count} structures with energies, {count} with forces" in text
-    for element, value in zip("CH", result.params.self_energies.tolist(), strict=True):
+    for element, value in zip("CH", result.params.self_energies[0].tolist(), strict=True):
         assert f"{element} {value:.6f} eV" in text
     assert (UNDETERMINED in flat(text)) is (len(formulas) == 1)
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}

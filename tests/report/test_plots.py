@@ -27,10 +27,12 @@ def history_of(epochs: int, forces: bool) -> list[dict[str, float]]:
     ]
 
 
-def predictions_of(counts: dict[str, int], forces: bool, seed: int = 0) -> dict[str, Predictions]:
+def predictions_of(counts: dict[str, int], forces: bool, seed: int = 0, levels: int = 1) -> dict[str, Predictions]:
     generator = np.random.default_rng(seed)
     return {
-        part: Predictions(generator.normal(size=(2, m)), generator.normal(size=(2, 4 * m, 3)) if forces else None)
+        part: Predictions(
+            generator.normal(size=(2, m, levels)), generator.normal(size=(2, 4 * m, levels, 3)) if forces else None
+        )
         for part, m in counts.items()
     }
 
@@ -97,8 +99,24 @@ def test_parity_shows_reference_against_prediction_in_kcal_per_mol(forces: bool)
         assert axes.get_xlim() == axes.get_ylim() == tuple(axes.lines[0].get_xdata())
 
 
+def test_parity_is_of_the_labels_of_the_highest_level() -> None:
+    predictions = predictions_of({"train": 6, "valid": 3, "test": 2}, forces=True, levels=2)
+    train, test = predictions["train"], predictions["test"]
+    assert train.forces is not None
+    train.energies[0, [1, 4], 1] = train.forces[0, :4, 1] = np.nan
+    test.energies[0, :, 1] = np.nan  # no label of the highest level in a part: it has forces alone
+    energies, forces = draw_parity(predictions).axes
+    dots = [item for item in energies.collections if isinstance(item, PathCollection)]
+    assert [item.get_label().split(":")[0] for item in dots] == ["train", "validation"]
+    expected = KCAL_PER_MOL * train.energies[:, [0, 2, 3, 5], 1]
+    np.testing.assert_allclose(dots[0].get_offsets(), expected.T)
+    components = [item for item in forces.collections if isinstance(item, PathCollection)]
+    assert [len(item.get_offsets()) for item in components] == [3 * 20, 3 * 12, 3 * 8]
+    np.testing.assert_allclose(components[0].get_offsets().T, KCAL_PER_MOL * train.forces[:, 4:, 1].reshape(2, -1))
+
+
 def test_parity_leaves_out_absent_parts_and_bears_a_single_structure() -> None:
-    figure = draw_parity({"train": Predictions(np.zeros((2, 1)), None)})
+    figure = draw_parity({"train": Predictions(np.zeros((2, 1, 1)), None)})
     draw(figure)
     assert [item.get_label() for item in figure.axes[0].collections] == ["train: MAE 0 kcal/mol"]
 
@@ -112,9 +130,9 @@ def test_thinning_keeps_pairs_and_the_mae_is_of_all() -> None:
     np.testing.assert_array_equal(shown, thin(pairs, 20_000))
     assert thin(pairs[:, :10], 20_000) is not None and thin(pairs[:, :10], 20_000).shape == (2, 10)
 
-    errors = np.zeros((2, 10_000, 3))
-    errors[1, 0, 0] = 1.0
-    (_, axes) = draw_parity({"test": Predictions(np.zeros((2, 2)), errors)}).axes
+    errors = np.zeros((2, 10_000, 1, 3))
+    errors[1, 0] = 1.0, 0.0, 0.0
+    (_, axes) = draw_parity({"test": Predictions(np.zeros((2, 2, 1)), errors)}).axes
     assert len(axes.collections[0].get_offsets()) == 20_000
     assert axes.collections[0].get_label() == f"test: MAE {KCAL_PER_MOL / 30_000:.3g} kcal/mol/Å"
 

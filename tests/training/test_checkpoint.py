@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import load_model, save_checkpoint, save_model
-from pykinml_func.training.optimizers import adam
-from pykinml_func.training.schedules import PlateauState
-from pykinml_func.training.step import build_train_step
-from pykinml_func.types import Batch, Networks, Params, TrainState
+from pykinml_func.training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from pykinml_func.training.optimizers import adam, sgd
+from pykinml_func.training.schedules import ScheduleState
+from pykinml_func.training.step import Objective, build_train_step, init_state
+from pykinml_func.types import Batch, Params, Structures, TrainState
 
 Rewrite = Callable[..., Path]
+MakeBatch = Callable[..., Batch]
+LEARNED = Objective(forces=True, learned=True)
 
 
 @pytest.fixture
@@ -58,13 +61,13 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, biases: bool, dtype: tor
     aev = AEVConfig(elements=("C", "H", "O"), n_radial=3, angular_sections=(0.1, 1.7), n_angular_radial=2, beta=0.7)
     config = ModelConfig(aev=aev, neurons=(4, 1), activations=("silu", "identity"), biases=biases)
     params = init_params(config, torch.Generator().manual_seed(2), dtype)
-    params = Params(params.networks, torch.tensor([-1036.123456789012, -13.5, 1 / 3], dtype=torch.float64))
+    params = Params(params.networks, torch.tensor([[-1036.123456789012, -13.5, 1 / 3]], dtype=torch.float64))
     save_model(tmp_path / "new" / "model.safetensors", config, params)
     loaded_config, loaded = load_model(str(tmp_path / "new" / "model.safetensors"))
     assert loaded_config == config
-    assert len(loaded.networks.biases) == (2 if biases else 0)
-    for then, now in zip(tree_leaves(params), tree_leaves(loaded), strict=True):
-        assert then.dtype == now.dtype and torch.equal(then, now)
+    assert len(loaded.networks[0].biases) == (2 if biases else 0)
+    assert [leaf.dtype for leaf in tree_leaves(loaded)] == [leaf.dtype for leaf in tree_leaves(params)]
+    assert_same(params, loaded)
 
 
 def test_metadata_tell_the_units_and_the_whole_configuration(model_file: Path, model_config: ModelConfig) -> None:
@@ -98,27 +101,108 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def trained(config: ModelConfig, params: Params, batch: Batch, objective: Objective = LEARNED) -> TrainState:
+    """The state after two steps."""
+    state, step = init_state(params, adam(), objective, 1e-3), build_train_step(config, adam(), objective)
+    for _ in range(2):
+        state, _ = step(state, batch)
+    return state
+
+
+def test_a_model_of_several_levels_comes_back_bit_for_bit(tmp_path: Path, model_config: ModelConfig) -> None:
+    """A level above the lowest has inputs of another length."""
+    config = model_config.model_copy(update={"fidelities": (0, 2, 5), "pass_energy": True, "sum_levels": False})
+    drawn = init_params(config, torch.Generator().manual_seed(2))
+    params = Params(drawn.networks, torch.randn(3, 2, dtype=torch.float64))
+    save_model(tmp_path / "model.safetensors", config, params)
+    loaded_config, loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded_config == config and len(loaded.networks) == 3
+    assert loaded.networks[1].weights[0].shape[2] == loaded.networks[0].weights[0].shape[2] + 1
+    assert_same(params, loaded)
+
+
 def test_a_checkpoint_holds_the_training_state_and_loads_as_a_model(
-    tmp_path: Path, model_config: ModelConfig, state: TrainState, make_batch: Callable[..., Batch]
+    tmp_path: Path, chain_config: ModelConfig, chain_params: Params, make_batch: MakeBatch, chain_labelled: Structures
 ) -> None:
-    state, _ = build_train_step(model_config, adam(), 0.3)(state, make_batch())
-    path = tmp_path / "checkpoints" / "epoch_00007.safetensors"
-    save_checkpoint(path, model_config, state, PlateauState(5e-4, 1.25, 3), epoch=7)
+    state = trained(chain_config, chain_params, make_batch(structures=chain_labelled))
+    path, schedule = tmp_path / "checkpoints" / "epoch_00007.safetensors", ScheduleState(5e-4, 7, 1.25, 3)
+    save_checkpoint(path, chain_config, state, schedule, "adam")
     config, params = load_model(path)
+    assert config == chain_config
+    assert_same(state.params, params)
+    found = load_checkpoint(path, adam(), "adam", 4, torch.device("cpu"))
+    assert found.schedule == schedule
+    assert found.optimizer.step.item() == 2
+    assert_same(found.log_variances, state.log_variances)
+    assert_same(found.optimizer, state.optimizer)
+    assert all(leaf.abs().max() > 0 for leaf in (*tree_leaves(found.optimizer.moments), found.log_variances))
+
+
+def test_sgd_keeps_its_one_moment(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
+) -> None:
+    state = init_state(params, sgd(), Objective(), 1e-3)
+    state, _ = build_train_step(model_config, sgd(), Objective())(state, make_batch(contents="aevs"))
+    save_checkpoint(tmp_path / "sgd.safetensors", model_config, state, ScheduleState(1e-3), "sgd")
+    found = load_checkpoint(tmp_path / "sgd.safetensors", sgd(), "sgd", 0, torch.device("cpu"))
+    assert_same(found.optimizer, state.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_name", "n_tasks", "told"),
+    [
+        ("adamw", 2, r"holds the state of adam, and this run's optimizer is adamw; take that one, or leave"),
+        ("adam", 4, r"holds 2 learned loss weights, and this run has 4; train to the same labels, or leave"),
+        ("adam", 0, r"holds 2 learned loss weights, and this run has 0"),
+    ],
+)
+def test_a_state_of_other_training_is_refused(
+    tmp_path: Path,
+    model_config: ModelConfig,
+    params: Params,
+    make_batch: MakeBatch,
+    optimizer_name: str,
+    n_tasks: int,
+    told: str,
+) -> None:
+    path = tmp_path / "epoch_00001.safetensors"
+    save_checkpoint(path, model_config, trained(model_config, params, make_batch()), ScheduleState(1e-3), "adam")
+    with pytest.raises(ModelError, match=told):
+        load_checkpoint(path, adam(), optimizer_name, n_tasks, torch.device("cpu"))
+
+
+def test_a_model_has_no_optimizer(model_file: Path) -> None:
+    with pytest.raises(ModelError, match=r"must be a checkpoint to keep its optimizer, got a model alone"):
+        load_checkpoint(model_file, adam(), "adam", 0, torch.device("cpu"))
+
+
+def of_format_1(path: Path, **metadata: str) -> Path:
+    """The file as the first version of the package wrote it: no levels, in names, shapes and settings."""
+    tensors, told = load_file(path), metadata_of(path)
+    model = json.loads(told["model"])
+    for name in ("pass_aev", "pass_energy", "sum_levels", "fidelities", "baseline"):
+        del model[name]
+    old = {name.removeprefix("networks.0."): tensor for name, tensor in tensors.items()}
+    old["self_energies"] = old["self_energies"][0].clone()
+    save_file(old, path, {**told, "model": json.dumps(model), "format_version": "1", **metadata})
+    return path
+
+
+def test_a_model_of_format_1_still_loads(model_file: Path, model_config: ModelConfig, params: Params) -> None:
+    config, loaded = load_model(of_format_1(model_file))
+    assert "weights.0" in load_file(model_file) and load_file(model_file)["self_energies"].shape == (2,)
     assert config == model_config
-    for then, now in zip(tree_leaves(state.params), tree_leaves(params), strict=True):
-        assert torch.equal(then, now)
-    training = json.loads(metadata_of(path)["training"])
+    assert_same(loaded, params)
+
+
+def test_a_checkpoint_of_format_1_loads_as_a_model_and_tells_that_its_optimizer_cannot_be_kept(
+    model_file: Path, params: Params
+) -> None:
     plateau = {"learning_rate": 5e-4, "best": 1.25, "epochs_without_improvement": 3}
-    assert training == {"epoch": 7, "plateau": plateau}
-    tensors = load_file(path)
-    assert tensors["optimizer.step"].item() == 1
-    for k, (first, second) in enumerate(
-        zip(state.optimizer.first.weights, state.optimizer.second.weights, strict=True)
-    ):
-        assert torch.equal(tensors[f"optimizer.first.weights.{k}"], first)
-        assert torch.equal(tensors[f"optimizer.second.weights.{k}"], second)
-        assert first.abs().max() > 0
+    path = of_format_1(model_file, training=json.dumps({"epoch": 7, "plateau": plateau}))
+    assert_same(load_model(path)[1], params)
+    with pytest.raises(ModelError, match=r"older version.*leave keep_optimizer out"):
+        load_checkpoint(path, adam(), "adam", 0, torch.device("cpu"))
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
@@ -144,8 +228,8 @@ def test_safetensors_of_another_program_are_told(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(rewrite: Rewrite) -> None:
-    with pytest.raises(ModelError, match=r"model format 2 \(pykinml-func 9\.9\).*upgrade"):
-        load_model(rewrite(format_version="2", package_version="9.9"))
+    with pytest.raises(ModelError, match=r"model format 3 \(pykinml-func 9\.9\).*upgrade"):
+        load_model(rewrite(format_version="3", package_version="9.9"))
 
 
 @pytest.mark.parametrize("lost", [{"model": None}, {"format_version": None}, {"format_version": "one"}])
@@ -160,14 +244,20 @@ def test_an_unusable_configuration_is_told_without_jargon(rewrite: Rewrite) -> N
     assert "http" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["weights.1", "biases.2", "self_energies"])
+@pytest.mark.parametrize("name", ["networks.0.weights.1", "networks.0.biases.2", "self_energies"])
 def test_a_missing_tensor_is_named(rewrite: Rewrite, name: str) -> None:
     with pytest.raises(ModelError, match=f"lacks the tensor '{name}'"):
         load_model(rewrite({name: None}))
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("weights.1", (2, 3, 6)), ("biases.0", (2, 4)), ("biases.2", (1, 1)), ("self_energies", (3,))]
+    ("name", "shape"),
+    [
+        ("networks.0.weights.1", (2, 3, 6)),
+        ("networks.0.biases.0", (2, 4)),
+        ("networks.0.biases.2", (1, 1)),
+        ("self_energies", (3, 1)),
+    ],
 )
 def test_a_tensor_of_another_shape_is_named(rewrite: Rewrite, name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=f"{name} of shape .* got \\({shape[0]},"):
@@ -181,7 +271,7 @@ def test_a_failed_write_keeps_the_old_model(
         raise OSError(f"disk full after {len(content)}")
 
     before = model_file.read_bytes()
-    other = Params(Networks(*(tuple(2 * leaf for leaf in layers) for layers in params.networks)), params.self_energies)
+    other: Params = tree_map(lambda leaf: 2 * leaf, params)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="disk full"):

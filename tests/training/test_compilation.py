@@ -17,8 +17,8 @@ from pykinml_func.data.loader import Loader
 from pykinml_func.errors import ConfigError
 from pykinml_func.training.compilation import CompiledStep, repays_compilation
 from pykinml_func.training.optimizers import adam
-from pykinml_func.training.step import build_train_step
-from pykinml_func.types import Batch, Structures, TrainState
+from pykinml_func.training.step import Objective, build_train_step, init_state
+from pykinml_func.types import Batch, Params, Structures, TrainState
 
 MakeBatch = Callable[..., Batch]
 
@@ -104,7 +104,7 @@ def test_a_compiled_step_is_the_eager_one(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    eager = build_train_step(model_config, adam(), 0.3)
+    eager = build_train_step(model_config, adam(), Objective(forces=True))
     compiled = CompiledStep(eager)
     moved, expected = state, state
     for index in ([0, 1, 2], [2, 1, 0], [1, 1, 2]):  # one shape
@@ -114,6 +114,23 @@ def test_a_compiled_step_is_the_eager_one(
     assert compiled.shapes == 1
     assert any((tmp_path / "inductor").rglob("*.so")) is (backend == "inductor")
     for one, other in zip(tree_leaves((moved, sums)), tree_leaves((expected, expected_sums)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_levels_and_learned_weights_are_one_graph(
+    chain_config: ModelConfig, chain_params: Params, chain_labelled: Structures, make_batch: MakeBatch
+) -> None:
+    objective = Objective(forces=True, learned=True)
+    eager = build_train_step(chain_config, adam(), objective)
+    compiled, expected = CompiledStep(eager), init_state(chain_params, adam(), objective, 1e-3)
+    moved = expected
+    for index in ([0, 1, 2], [3, 4, 1]):
+        batch = make_batch(index, batch_size=3, structures=chain_labelled)
+        moved, _ = compiled(moved, batch)
+        expected, _ = eager(expected, batch)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled.shapes
+    for one, other in zip(tree_leaves(moved), tree_leaves(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
@@ -128,7 +145,7 @@ def test_mixed_sizes_are_few_shapes_each_traced_once(
     source = make_source(structures, model_config.aev, "aevs")
     packer = Packer(source, np.arange(60), 12, torch.float64, torch.device("cpu"))
     batches = [batch for epoch in range(6) for batch in Loader(packer, 3).epoch(epoch)]
-    step = CompiledStep(build_train_step(model_config, adam(), None))
+    step = CompiledStep(build_train_step(model_config, adam(), Objective()))
     for batch in batches:
         state, _ = step(state, batch)
     met = {tuple(leaf.shape for leaf in tree_leaves(batch)) for batch in batches}

@@ -1,82 +1,26 @@
 from __future__ import annotations
 
-import json
 import math
-import sqlite3
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import Listener, Settings, assert_same, changed_copy, differ, heard, lines_of, run, timeless
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from pykinml_func.config import build_config, read_toml
-from pykinml_func.data.prepared import PreparedSet
+from pykinml_func.config.settings import build_config
+from pykinml_func.config.toml import read_toml
+from pykinml_func.data.sources import read_structures
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError, PyKinMLError
-from pykinml_func.inference.predictor import Predictor, read_structures
+from pykinml_func.inference.predictor import Predictor
 from pykinml_func.training.checkpoint import load_model
-from pykinml_func.training.fit import RunResult, Setup, fit
+from pykinml_func.training.fit import fit
 
 KCAL = 23.060548
-Settings = dict[str, Any]
-
-
-class Listener:
-    """A reporter that remembers what it heard, and may interrupt."""
-
-    def __init__(self, interrupt_after: int | None = None) -> None:
-        self.features: list[str] = []
-        self.reused: bool | None = None
-        self.setup: Setup | None = None
-        self.epochs = 0
-        self.result: RunResult | None = None
-        self._interrupt_after = interrupt_after
-
-    def featurizing(self, name: str, total: int) -> Callable[[int], None]:
-        self.features.append(f"{name} of {total}")
-        return lambda _: None
-
-    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
-        assert seconds >= 0
-        self.reused = prepared.reused
-
-    def ready(self, setup: Setup) -> None:
-        self.setup = setup
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None:
-        self.epochs += 1
-        assert record["epoch"] == self.epochs <= epochs
-        if self.epochs == self._interrupt_after:
-            raise KeyboardInterrupt
-
-    def finished(self, result: RunResult) -> None:
-        self.result = result
-
-
-def run(settings: Settings, overwrite: bool = False, **more: Any) -> RunResult:
-    return fit(build_config({**settings, **more}), Listener(), overwrite)
-
-
-def lines_of(directory: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(records: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
-        assert torch.equal(a, b)
-
-
-def differ(one: Any, other: Any) -> bool:
-    return any(not torch.equal(a, b) for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True))
 
 
 @pytest.mark.parametrize("forces", [{}, {"force_path": "jacobian"}, {"force_path": "positions"}])
@@ -118,10 +62,8 @@ def test_the_run_directory_is_whole(settings: Settings) -> None:
 
 
 def test_the_split_file_is_pykinmls(settings: Settings) -> None:
-    listener = Listener()
-    result = fit(build_config(settings), listener)
-    assert listener.setup is not None
-    split, structures = listener.setup.split, listener.setup.structures
+    result, setup = heard(settings)
+    split, structures = setup.data.split, setup.data.labels
     marks = read_split_files([result.directory / "split.txt"])
     assert list(marks.values()) == [2] * 20 + [-1] * 4
     parts = [structures.ids[part].tolist() for part in split]
@@ -177,7 +119,7 @@ def test_reported_errors_are_those_of_the_written_model(settings: Settings, data
     errors = [abs(found[place[name]].energy - float(energy)) for name, mark, energy in listed if mark == "-1"]
     assert result.errors["test"]["energy_mae"] == pytest.approx(KCAL * np.mean(errors), rel=1e-5)
     differences = np.abs(np.diff(result.predictions["test"].energies, axis=0))
-    np.testing.assert_allclose(np.sort(differences[0]), np.sort(errors), atol=1e-8)
+    np.testing.assert_allclose(np.sort(differences.ravel()), np.sort(errors), atol=1e-8)
     forces = result.predictions["test"].forces
     assert forces is not None
     assert result.errors["test"]["force_mae"] == pytest.approx(KCAL * np.abs(forces[1] - forces[0]).mean(), rel=1e-7)
@@ -187,7 +129,7 @@ class _Order:
     """What batches the loop met, by their energies."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from pykinml_func.training import fit as module
+        from pykinml_func.training import loop as module
 
         self.seen: list[tuple[float, ...]] = []
         build = module.build_train_step
@@ -196,7 +138,7 @@ class _Order:
             step = build(*arguments)
 
             def recorded(state: Any, batch: Any) -> Any:
-                self.seen.append(tuple(batch.energies[batch.structure_mask > 0].tolist()))
+                self.seen.append(tuple(batch.energies[batch.energy_mask > 0].tolist()))
                 return step(state, batch)
 
             return recorded
@@ -219,6 +161,53 @@ def test_the_learning_rate_falls_on_a_plateau(settings: Settings) -> None:
     assert [record["learning_rate"] for record in result.history] == [0.01, 0.01, 0.01, 0.005, 0.005]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"schedule": "exponential", "decay": 0.5}, [1e-2, 5e-3, 2.5e-3, 1.25e-3]),
+        ({"schedule": "step", "step_size": 2, "decay": 0.1}, [1e-2, 1e-2, 1e-3, 1e-3]),
+    ],
+)
+def test_the_learning_rate_follows_the_schedule(settings: Settings, schedule: Settings, rates: list[float]) -> None:
+    assert [record["learning_rate"] for record in run(settings, **schedule).history] == pytest.approx(rates)
+
+
+def test_each_optimizer_trains_in_its_own_way(settings: Settings, tmp_path: Path) -> None:
+    chosen: list[Settings] = [
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "adam", "weight_decay": 0.1},
+        {"optimizer": "sgd", "learning_rate": 1e-4},
+        {"optimizer": "sgd", "learning_rate": 1e-4, "momentum": 0.9},
+    ]
+    results = [run(settings, output=tmp_path / str(k), epochs=8, **each) for k, each in enumerate(chosen)]
+    for k, result in enumerate(results):
+        assert result.history[-1]["train_energy_rmse"] < result.history[0]["train_energy_rmse"]
+        assert all(differ(result.params.networks, other.params.networks) for other in results[:k])
+
+
+def test_learned_weights_start_at_one_move_and_are_recorded(settings: Settings) -> None:
+    """SGD at a rate of 10⁻⁴: d(s)/d(step) is -10⁻⁴ (1 - exp(-s) L), from the losses of the first step."""
+    result = run(
+        settings,
+        **{"forces": True, "learn_loss_weights": True, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 1e-4},
+        **{"batch_size": 16, "epochs": 2},
+    )
+    records = lines_of(result.directory)
+    assert records == result.history
+    loss = (records[0]["train_energy_rmse"] / KCAL) ** 2
+    first = records[0]["energy_loss_weight"]
+    assert math.log(first) == pytest.approx(1e-4 * (1 - loss), rel=1e-6)
+    assert first != records[1]["energy_loss_weight"] != 1
+    assert records[0]["force_loss_weight"] != records[1]["force_loss_weight"]
+    names = [name for name in records[0] if name.endswith("loss_weight")]
+    assert names == ["energy_loss_weight", "force_loss_weight"]
+
+
+def test_fixed_weights_are_not_recorded(settings: Settings) -> None:
+    assert not [name for name in run(settings, forces=True, epochs=1).history[0] if "weight" in name]
+
+
 def test_an_existing_run_is_kept_unless_told_otherwise(settings: Settings) -> None:
     first = run(settings, epochs=3, save_every=1)
     model = (first.directory / "model.safetensors").read_bytes()
@@ -239,18 +228,33 @@ def test_output_must_be_a_directory(settings: Settings) -> None:
 
 
 def test_structures_without_forces_are_named(settings: Settings, databases: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "CH4.db"
-    copy.write_bytes((databases / "CH4.db").read_bytes())
-    with closing(sqlite3.connect(copy)) as connection, connection:
-        connection.execute("UPDATE energy SET force = NULL WHERE xyz_id IN (3, 7)")
-    with pytest.raises(DataError, match=r"2 of 10 have none, CH4/3 first"):
-        run(settings, input=(str(copy),), forces=True, split=(0.8, 0.1, 0.1))
+    statement = "UPDATE energy SET force = NULL WHERE xyz_id IN (3, 7)"
+    settings |= {"input": (str(changed_copy(databases / "CH4.db", tmp_path, statement)),), "split": (0.8, 0.1, 0.1)}
+    with pytest.raises(DataError, match=r"2 of 10 lack some, CH4/3 first; leave them out with --skip-incomplete"):
+        run(settings, forces=True)
     assert not settings["output"].exists()
-    assert run(settings, input=(str(copy),), split=(0.8, 0.1, 0.1)).history
+    assert run(settings).history
+
+
+def test_structures_without_forces_are_left_out_and_counted(
+    settings: Settings, databases: Path, tmp_path: Path
+) -> None:
+    statement = "UPDATE energy SET force = NULL WHERE xyz_id IN (3, 7)"
+    settings |= {"input": (str(changed_copy(databases / "CH4.db", tmp_path, statement)),), "split": (0.8, 0.1, 0.1)}
+    result, setup = heard(settings, forces=True, skip_incomplete=True)
+    assert setup.data.left_out == 2
+    marks = read_split_files([result.directory / "split.txt"])
+    assert sorted(marks) == sorted(f"CH4/{row}" for row in (1, 2, 4, 5, 6, 8, 9, 10))
+
+
+def test_forces_that_are_nowhere_cannot_be_trained_to(settings: Settings, databases: Path, tmp_path: Path) -> None:
+    path = changed_copy(databases / "CH4.db", tmp_path, "UPDATE energy SET force = NULL")
+    with pytest.raises(DataError, match=r"none of 10 structures has any; train without forces"):
+        run(settings, input=(str(path),), forces=True, skip_incomplete=True)
 
 
 def test_a_split_without_validation_is_refused(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match=r"validation structures.* got 20 and 0 of 24"):
+    with pytest.raises(ConfigError, match=r"validate on .* got 20 and 0 of 24"):
         run(settings, split=(20, 0, 4))
     assert not settings["output"].exists()
 
@@ -284,7 +288,7 @@ def test_an_interrupt_keeps_what_was_trained(settings: Settings, tmp_path: Path)
 def test_an_interrupt_within_an_epoch_leaves_the_checkpoint_of_the_epoch_before(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pykinml_func.training import fit as module
+    from pykinml_func.training import loop as module
 
     build, calls = module.build_train_step, []
 
@@ -311,7 +315,7 @@ def test_an_interrupt_within_an_epoch_leaves_the_checkpoint_of_the_epoch_before(
 def test_an_interrupt_before_the_first_epoch_is_an_interrupt(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pykinml_func.training import fit as module
+    from pykinml_func.training import loop as module
 
     def interrupted(_state: Any, _batch: Any) -> Any:
         raise KeyboardInterrupt
@@ -323,29 +327,26 @@ def test_an_interrupt_before_the_first_epoch_is_an_interrupt(
 
 
 def test_self_energies_are_the_least_squares_fit_to_the_training_part(settings: Settings) -> None:
-    listener = Listener()
-    result = fit(build_config(settings), listener)
-    assert listener.setup is not None
-    split, structures = listener.setup.split, listener.setup.structures
+    result, setup = heard(settings)
+    split, structures = setup.data.split, setup.data.labels
     counts = np.array([[2, 2] if name.startswith("C2H2") else [1, 4] for name in structures.ids[split.train]])
-    expected, *_ = np.linalg.lstsq(counts.astype(float), structures.energies[split.train, 0], rcond=None)
-    np.testing.assert_allclose(result.params.self_energies.numpy(), expected, rtol=1e-10)
-    assert listener.setup.self_energies.rank == 2
+    expected, *_ = np.linalg.lstsq(counts.astype(float), structures.energies[split.train], rcond=None)
+    np.testing.assert_allclose(result.params.self_energies.numpy(), expected.T, rtol=1e-10)
+    assert setup.data.self_energies.rank == 2 and setup.data.refitted
 
 
 def test_one_composition_leaves_self_energies_of_least_norm(settings: Settings, databases: Path) -> None:
-    listener = Listener()
-    result = fit(build_config({**settings, "input": (str(databases / "C2H2.db"),), "split": (10, 2, 2)}), listener)
-    assert listener.setup is not None and listener.setup.self_energies.rank == 1
-    carbon, hydrogen = result.params.self_energies.tolist()
+    result, setup = heard(settings, input=(str(databases / "C2H2.db"),), split=(10, 2, 2))
+    assert setup.data.self_energies.rank == 1
+    carbon, hydrogen = result.params.self_energies[0].tolist()
     assert carbon == pytest.approx(hydrogen, rel=1e-12)  # counts are 2 and 2
-    mean = listener.setup.structures.energies[listener.setup.split.train, 0].mean()
+    mean = setup.data.labels.energies[setup.data.split.train, 0].mean()
     assert 2 * carbon + 2 * hydrogen == pytest.approx(mean, rel=1e-12)
 
 
 def test_self_energies_can_be_left_out(settings: Settings) -> None:
     result = run(settings, fit_self_energies=False)
-    assert result.params.self_energies.tolist() == [0, 0]
+    assert result.params.self_energies.tolist() == [[0, 0]]
     assert np.abs(result.predictions["train"].energies[0]).min() > 1000
 
 
@@ -374,7 +375,7 @@ def test_elements_and_force_path_are_filled_in(settings: Settings) -> None:
 
 
 def test_memory_decides_the_force_path(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pykinml_func.training import fit as module
+    from pykinml_func.training import setup as module
 
     class Memory:
         available = 1000
@@ -389,10 +390,8 @@ def test_split_files_decide_who_learns(settings: Settings, tmp_path: Path) -> No
     tests = ["C2H2/13", "CH4/10"]
     lines = [f"{name} 2 -1.5" for name in learn] + [f"{name} -1" for name in tests]
     (tmp_path / "tvt.txt").write_text("\n".join(lines))
-    listener = Listener()
-    fit(build_config({**settings, "split_files": [str(tmp_path / "tvt.txt")], "split": (14, 4, 0)}), listener)
-    assert listener.setup is not None
-    ids, split = listener.setup.structures.ids, listener.setup.split
+    _, setup = heard(settings, split_files=[str(tmp_path / "tvt.txt")], split=(14, 4, 0))
+    ids, split = setup.data.labels.ids, setup.data.split
     assert sorted(ids[split.test]) == sorted(tests)
     assert sorted(ids[np.concatenate([split.train, split.valid])]) == sorted(learn)
     assert (len(split.train), len(split.valid)) == (14, 4)

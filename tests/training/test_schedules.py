@@ -1,34 +1,87 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
-from pykinml_func.training.schedules import PlateauState, reduce_on_plateau
+from pykinml_func.config import TrainConfig
+from pykinml_func.training.schedules import ScheduleState, build_schedule, reduce_on_plateau
+
+
+def stochastic_descent() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
 
 
 @pytest.mark.parametrize(("patience", "threshold", "decay"), [(3, 0.05, 0.5), (0, 0.05, 0.9), (2, 0.0, 0.1)])
-def test_the_schedule_is_torchs_with_an_absolute_threshold(patience: int, threshold: float, decay: float) -> None:
+def test_plateau_is_torchs_with_an_absolute_threshold(patience: int, threshold: float, decay: float) -> None:
     steps = np.random.default_rng(2).normal(-0.03, 0.1, 120)
     errors = np.abs(5 + np.cumsum(steps)) + 0.1
     errors[20:25] = errors[19] - threshold  # falls by the threshold, to rounding: no improvement
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+    optimizer = stochastic_descent()
+    theirs = lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=decay, patience=patience, threshold=threshold, threshold_mode="abs"
     )
-    ours, rates = PlateauState(1e-2), set()
-    for error in errors.tolist():
+    advance = build_schedule(TrainConfig(patience=patience, threshold=threshold, decay=decay))
+    ours, rates = ScheduleState(1e-2), set()
+    for epoch, error in enumerate(errors.tolist(), start=1):
         theirs.step(error)
-        ours = reduce_on_plateau(ours, error, patience, threshold, decay)
+        ours = advance(ours, error)
         assert ours.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert ours.epochs == epoch
         rates.add(ours.learning_rate)
     assert len(rates) > 3
     assert ours.best == theirs.best
 
 
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [
+        ({"schedule": "exponential", "decay": 0.93}, lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.93)),
+        ({"schedule": "step", "step_size": 7, "decay": 0.3}, lambda optimizer: lr_scheduler.StepLR(optimizer, 7, 0.3)),
+        ({"schedule": "step", "step_size": 1, "decay": 0.9}, lambda optimizer: lr_scheduler.StepLR(optimizer, 1, 0.9)),
+    ],
+)
+def test_step_and_exponential_are_torchs(settings: dict[str, Any], make: Any) -> None:
+    optimizer = stochastic_descent()
+    theirs, advance, ours = make(optimizer), build_schedule(TrainConfig(**settings)), ScheduleState(1e-2)
+    errors = np.random.default_rng(0).uniform(1, 2, 40)
+    for epoch, error in enumerate(errors.tolist(), start=1):
+        optimizer.step()
+        theirs.step()
+        ours = advance(ours, error)
+        assert ours.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert ours.epochs == epoch
+    assert ours.learning_rate < 2e-3
+    assert ours.best == errors.min()
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "exponential", "step"])
+def test_a_schedule_goes_on_from_its_state(schedule: str) -> None:
+    """All that it remembers is in its state: what a checkpoint keeps."""
+    given = {"step": {"step_size": 5}, "plateau": {"patience": 2}}.get(schedule, {})
+    errors = np.random.default_rng(1).uniform(1, 2, 30).tolist()
+    states = [ScheduleState(1e-2)]
+    for error in errors:
+        states.append(build_schedule(TrainConfig(schedule=schedule, **given))(states[-1], error))
+    resumed = ScheduleState(**states[12]._asdict())
+    for error in errors[12:]:
+        resumed = build_schedule(TrainConfig(schedule=schedule, **given))(resumed, error)
+    assert resumed == states[-1] and resumed.epochs == 30
+
+
 def test_a_fall_of_less_than_the_threshold_is_none() -> None:
     """With torch's default, relative threshold, 0.05 kcal/mol of 0.4 would count."""
-    state = reduce_on_plateau(PlateauState(1.0), 0.40, 1, 0.05, 0.5)
+    advance = reduce_on_plateau(patience=1, threshold=0.05, decay=0.5)
+    state = advance(ScheduleState(1.0), 0.40)
     for error in (0.37, 0.36):
-        state = reduce_on_plateau(state, error, 1, 0.05, 0.5)
-    assert state == PlateauState(0.5, 0.40, 0)
+        state = advance(state, error)
+    assert state == ScheduleState(0.5, 3, 0.40, 0)
+
+
+def test_a_plateau_lowers_no_rate_by_next_to_nothing() -> None:
+    advance = reduce_on_plateau(patience=0, threshold=0.0, decay=0.5)
+    state = advance(ScheduleState(1.5e-8), 1.0)
+    assert advance(state, 2.0).learning_rate == 1.5e-8

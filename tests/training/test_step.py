@@ -9,61 +9,87 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.potential.forces import energy_and_forces
+from pykinml_func.potential.forces import level_energies_and_forces
 from pykinml_func.training.metrics import summary
-from pykinml_func.training.optimizers import Optimizer, adam
-from pykinml_func.training.step import build_eval_step, build_predict_step, build_train_step
-from pykinml_func.types import AdamState, Batch, Networks, Params, Structures, TrainState
+from pykinml_func.training.optimizers import adam, sgd
+from pykinml_func.training.step import (
+    Objective,
+    build_eval_step,
+    build_predict_step,
+    build_train_step,
+    init_state,
+)
+from pykinml_func.types import Batch, Params, Structures, Trainable, TrainState
 
 MakeBatch = Callable[..., Batch]
 SPECIES = {6: 0, 1: 1}
-
-descent = Optimizer(
-    adam().init,
-    lambda gradients, state, networks, rate: (tree_map(lambda p, g: p - rate * g, networks, gradients), state),
-)
-"""Plain gradient descent, so that a step at rate 1 tells the gradient."""
+ENERGIES, FORCES = Objective(), Objective(forces=True)
+LEARNED, LEARNED_FORCES = Objective(learned=True), Objective(forces=True, learned=True)
+PATHS = [("aevs", ENERGIES), ("jacobians", FORCES), ("positions", FORCES)]
+CHAIN_PATHS = [
+    ("aevs", ENERGIES),
+    ("aevs", LEARNED),
+    ("jacobians", FORCES),
+    ("positions", Objective(forces=True, force_weight=0.6)),
+    ("jacobians", LEARNED_FORCES),
+    ("positions", LEARNED_FORCES),
+]
 
 
 def with_rate(state: TrainState, rate: float) -> TrainState:
     return state._replace(learning_rate=torch.tensor(rate, dtype=torch.float64))
 
 
-def one_by_one(config: ModelConfig, params: Params, structures: Structures) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Energy less self energies, and forces, of each structure by itself."""
+def one_by_one(config: ModelConfig, params: Params, structures: Structures) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Energies less self energies (L,), and forces (n,L,3), of each structure by itself."""
     found = []
     for start, end in pairwise(structures.offsets):
         species = torch.tensor([SPECIES[number] for number in structures.numbers[start:end].tolist()])
-        energy, forces = energy_and_forces(config, params, species, torch.from_numpy(structures.positions[start:end]))
-        found.append((energy - params.self_energies[species].sum(), forces))
+        positions = torch.from_numpy(structures.positions[start:end])
+        energies, forces = level_energies_and_forces(config, params, species, positions)
+        own = energies - params.self_energies[:, species].sum(dim=1)
+        found.append((own.numpy(), forces.movedim(0, 1).numpy()))
     return found
 
 
-def plain_loss(config: ModelConfig, params: Params, structures: Structures, weight: float) -> float:
-    """(1 - w) mean (E - E')² + w mean over structures of the mean (F - F')² of its components."""
+def plain_losses(config: ModelConfig, params: Params, structures: Structures) -> np.ndarray:
+    """(2,L): mean (E - E')², and the mean over structures of the mean (F - F')² of their components."""
     found = one_by_one(config, params, structures)
-    energy = [(e.item() - structures.energies[m, 0]) ** 2 for m, (e, _) in enumerate(found)]
+    energy = np.array([energies for energies, _ in found]) - structures.energies
     parts = zip(found, pairwise(structures.offsets), strict=True)
-    force = [np.mean((f.numpy() - structures.forces[a:b, 0]) ** 2) for (_, f), (a, b) in parts]
-    return float((1 - weight) * np.mean(energy) + weight * np.mean(force))
+    force = [((forces - structures.forces[a:b]) ** 2).mean(axis=(0, 2)) for (_, forces), (a, b) in parts]
+    return np.stack([np.nanmean(energy**2, axis=0), np.nanmean(force, axis=0)])
+
+
+def plain_loss(
+    config: ModelConfig, trainable: Trainable, params: Params, structures: Structures, objective: Objective
+) -> float:
+    energy, force = plain_losses(config, Params(trainable.networks, params.self_energies), structures)
+    if objective.learned:
+        s = trainable.log_variances.numpy()
+        losses = np.concatenate([energy, force]) if objective.forces else energy
+        return float((np.exp(-s) * losses + s).sum())
+    w = objective.force_weight if objective.forces else 0.0
+    return float(((1 - w) * energy + w * force).sum())
 
 
 @pytest.mark.parametrize("contents", ["jacobians", "positions"])
 @pytest.mark.parametrize("batch_size", [5, 7])
 def test_predictions_are_those_of_the_structures_one_by_one(
-    model_config: ModelConfig,
-    params: Params,
-    labelled: Structures,
+    chain_config: ModelConfig,
+    chain_params: Params,
+    chain_labelled: Structures,
     make_batch: MakeBatch,
     contents: str,
     batch_size: int,
 ) -> None:
-    batch = make_batch(contents=contents, batch_size=batch_size)
-    energies, forces = build_predict_step(model_config, forces=True)(params, batch)
-    for m, (energy, force) in enumerate(one_by_one(model_config, params, labelled)):
-        torch.testing.assert_close(energies[m], energy, rtol=0, atol=1e-10)
-        squared = (forces[batch.structure_index == m] ** 2).sum()
-        torch.testing.assert_close(squared, (force**2).sum(), rtol=1e-9, atol=0)
+    batch = make_batch(contents=contents, batch_size=batch_size, structures=chain_labelled)
+    energies, forces = build_predict_step(chain_config, forces=True)(chain_params, batch)
+    assert energies.shape == (batch_size, 2)
+    for m, (energy, force) in enumerate(one_by_one(chain_config, chain_params, chain_labelled)):
+        np.testing.assert_allclose(energies[m].numpy(), energy, rtol=0, atol=1e-10)
+        squared = (forces[batch.structure_index == m] ** 2).sum(dim=(0, 2)).numpy()
+        np.testing.assert_allclose(squared, (force**2).sum(axis=(0, 2)), rtol=1e-9)
 
 
 def test_eval_step_sums_the_errors_of_the_prediction(
@@ -71,51 +97,111 @@ def test_eval_step_sums_the_errors_of_the_prediction(
 ) -> None:
     found = summary(build_eval_step(model_config, forces=True)(params, make_batch(batch_size=6)))
     single = one_by_one(model_config, params, labelled)
-    largest = max(abs(energy.item() - labelled.energies[m, 0]) for m, (energy, _) in enumerate(single))
-    squares = np.concatenate([forces.numpy() for _, forces in single]) - labelled.forces[:, 0]
+    largest = max(abs(energy[0] - labelled.energies[m, 0]) for m, (energy, _) in enumerate(single))
+    squares = np.concatenate([forces for _, forces in single]) - labelled.forces
     assert found["energy_max"] == pytest.approx(23.0605480 * largest, rel=1e-7)
     assert found["force_rmse"] == pytest.approx(23.0605480 * np.sqrt(np.mean(squares**2)), rel=1e-7)
 
 
-@pytest.mark.parametrize(("contents", "weight"), [("aevs", None), ("jacobians", 0.3), ("positions", 0.3)])
+def assert_gradient(
+    config: ModelConfig, params: Params, structures: Structures, batch: Batch, objective: Objective
+) -> None:
+    """A step of plain gradient descent at rate 1 against central differences of the loss written out one by one, along
+    random directions.
+    """
+    optimizer, generator = sgd(momentum=0.0), torch.Generator().manual_seed(3)
+    state = init_state(params, optimizer, objective, 1.0)
+    state = state._replace(log_variances=state.log_variances + torch.arange(len(state.log_variances)) / 4 - 0.3)
+    start = Trainable(state.params.networks, state.log_variances)
+    moved, _ = build_train_step(config, optimizer, objective)(state, batch)
+    gradient = tree_map(
+        lambda before, after: before - after, start, Trainable(moved.params.networks, moved.log_variances)
+    )
+
+    def slope(direction: Trainable, step: float = 1e-5) -> float:
+        ends = [tree_map(lambda p, d, h=h: p + h * d, start, direction) for h in (step, -step)]
+        ahead, behind = (plain_loss(config, end, params, structures, objective) for end in ends)
+        return (ahead - behind) / (2 * step)
+
+    for _ in range(4):
+        direction = tree_map(lambda p: torch.randn(p.shape, generator=generator, dtype=p.dtype), start)
+        along = sum((g * d).sum().item() for g, d in zip(*map(tree_leaves, (gradient, direction)), strict=True))
+        assert along == pytest.approx(slope(direction), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(("contents", "objective"), [*PATHS, ("jacobians", LEARNED_FORCES)])
 def test_gradient_is_that_of_the_loss(
     model_config: ModelConfig,
     params: Params,
     labelled: Structures,
     make_batch: MakeBatch,
     contents: str,
-    weight: float | None,
+    objective: Objective,
 ) -> None:
-    """Central differences of a loss that is written out structure by structure."""
-    state = TrainState(params, descent.init(params.networks), torch.tensor(1.0, dtype=torch.float64))
-    moved, _ = build_train_step(model_config, descent, weight)(state, make_batch(contents=contents, batch_size=7))
-    step = 1e-5
-    places = [
-        (leaf, place) for leaf, tensor in enumerate(tree_leaves(params.networks)) for place in (0, -1, len(tensor) // 2)
-    ]
-    for leaf, place in places:
-
-        def loss(shift: float, leaf: int = leaf, place: int = place) -> float:
-            leaves = [tensor.clone() for tensor in tree_leaves(params.networks)]
-            leaves[leaf].view(-1)[place] += shift
-            flat = iter(leaves)
-            networks: Networks = tree_map(lambda _: next(flat), params.networks)
-            return plain_loss(model_config, Params(networks, params.self_energies), labelled, weight or 0.0)
-
-        expected = (loss(step) - loss(-step)) / (2 * step)
-        before, after = (
-            tree_leaves(networks)[leaf].view(-1)[place] for networks in (params.networks, moved.params.networks)
-        )
-        assert (before - after).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert_gradient(model_config, params, labelled, make_batch(contents=contents, batch_size=7), objective)
 
 
-@pytest.mark.parametrize(("contents", "weight"), [("aevs", None), ("jacobians", 0.3), ("positions", 0.3)])
+@pytest.mark.parametrize(("contents", "objective"), CHAIN_PATHS)
+def test_gradient_of_several_levels_with_missing_labels(
+    chain_config: ModelConfig,
+    chain_params: Params,
+    chain_labelled: Structures,
+    make_batch: MakeBatch,
+    contents: str,
+    objective: Objective,
+) -> None:
+    batch = make_batch(contents=contents, batch_size=7, structures=chain_labelled)
+    assert_gradient(chain_config, chain_params, chain_labelled, batch, objective)
+
+
+@pytest.mark.parametrize(("contents", "objective"), PATHS)
+def test_a_missing_label_is_as_if_its_structure_were_not_there(
+    model_config: ModelConfig,
+    state: TrainState,
+    labelled: Structures,
+    make_batch: MakeBatch,
+    contents: str,
+    objective: Objective,
+) -> None:
+    energies, forces = labelled.energies.copy(), labelled.forces.copy()
+    energies[1] = forces[labelled.offsets[1] : labelled.offsets[2]] = np.nan
+    holed = labelled._replace(energies=energies, forces=forces)
+    optimizer = sgd(momentum=0.0)
+    step = build_train_step(model_config, optimizer, objective)
+    state = init_state(state.params, optimizer, objective, 1.0)
+    with_hole, sums = step(state, make_batch(contents=contents, structures=holed))
+    without, expected = step(state, make_batch([0, 2, 3, 4], contents))
+    assert summary(sums) == pytest.approx(summary(expected), rel=1e-10)
+    for one, other in zip(tree_leaves(with_hole.params), tree_leaves(without.params), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_task_without_labels_in_a_batch_keeps_its_weight(
+    chain_config: ModelConfig, chain_params: Params, chain_labelled: Structures, make_batch: MakeBatch
+) -> None:
+    """Energies of levels 0 and 3, then forces of both: structure 2 has none of level 3, structure 3 no forces there."""
+    optimizer = adam()
+    step = build_train_step(chain_config, optimizer, LEARNED_FORCES)
+    state = init_state(chain_params, optimizer, LEARNED_FORCES, 1e-3)
+    assert state.log_variances.tolist() == [0, 0, 0, 0]
+    for index, still in (([2], [False, True, False, True]), ([3], [False, False, False, True])):
+        moved, _ = step(state, make_batch(index, batch_size=2, structures=chain_labelled))
+        assert (moved.log_variances == 0).tolist() == still
+
+
+@pytest.mark.parametrize(("objective", "n_tasks"), [(FORCES, 0), (LEARNED, 2), (LEARNED_FORCES, 4)])
+def test_there_is_a_learned_weight_a_task(objective: Objective, n_tasks: int, chain_params: Params) -> None:
+    assert objective.n_tasks(2) == n_tasks
+    assert init_state(chain_params, adam(), objective, 1e-3).log_variances.shape == (n_tasks,)
+
+
+@pytest.mark.parametrize(("contents", "objective"), [*PATHS, ("jacobians", LEARNED_FORCES)])
 def test_a_step_is_pure(
-    model_config: ModelConfig, state: TrainState, make_batch: MakeBatch, contents: str, weight: float | None
+    model_config: ModelConfig, params: Params, make_batch: MakeBatch, contents: str, objective: Objective
 ) -> None:
-    batch = make_batch(contents=contents)
+    batch, state = make_batch(contents=contents), init_state(params, adam(), objective, 1e-3)
     before = tree_map(torch.clone, (state, batch))
-    step = build_train_step(model_config, adam(), weight)
+    step = build_train_step(model_config, adam(), objective)
     first, second = step(state, batch), step(state, batch)
     for then, now in zip(tree_leaves(before), tree_leaves((state, batch)), strict=True):
         assert torch.equal(then, now)
@@ -126,13 +212,15 @@ def test_a_step_is_pure(
     assert torch.equal(first[0].params.self_energies, state.params.self_energies)
 
 
-def test_force_paths_give_the_same_state(model_config: ModelConfig, state: TrainState, make_batch: MakeBatch) -> None:
-    step = build_train_step(model_config, adam(), 0.3)
+def test_force_paths_give_the_same_state(
+    chain_config: ModelConfig, chain_params: Params, chain_labelled: Structures, make_batch: MakeBatch
+) -> None:
+    step = build_train_step(chain_config, adam(), LEARNED_FORCES)
     found = []
     for contents in ("jacobians", "positions"):
-        moved = state
+        moved = init_state(chain_params, adam(), LEARNED_FORCES, 1e-3)
         for index in ([0, 1, 2], [3, 4], [1, 3, 0]):
-            moved, sums = step(moved, make_batch(index, contents, batch_size=3))
+            moved, sums = step(moved, make_batch(index, contents, batch_size=3, structures=chain_labelled))
         found.append((moved, sums))
     for one, other in zip(*map(tree_leaves, found), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
@@ -141,11 +229,12 @@ def test_force_paths_give_the_same_state(model_config: ModelConfig, state: Train
 @pytest.mark.parametrize("contents", ["jacobians", "positions"])
 def test_single_precision(model_config: ModelConfig, state: TrainState, make_batch: MakeBatch, contents: str) -> None:
     networks = tree_map(torch.Tensor.float, state.params.networks)
-    single = TrainState(Params(networks, state.params.self_energies), adam().init(networks), state.learning_rate)
-    step = build_train_step(model_config, adam(), 0.3)
+    single = init_state(Params(networks, state.params.self_energies), adam(), LEARNED_FORCES, 1e-3)
+    double = init_state(state.params, adam(), LEARNED_FORCES, 1e-3)
+    step = build_train_step(model_config, adam(), LEARNED_FORCES)
     moved, sums = step(single, make_batch(contents=contents, dtype=torch.float32))
-    expected, expected_sums = step(state, make_batch(contents=contents))
-    assert {leaf.dtype for leaf in tree_leaves(moved.params.networks)} == {torch.float32}
+    expected, expected_sums = step(double, make_batch(contents=contents))
+    assert {leaf.dtype for leaf in tree_leaves((moved.params.networks, moved.log_variances))} == {torch.float32}
     assert moved.params.self_energies.dtype == torch.float64
     assert summary(sums) == pytest.approx(summary(expected_sums), rel=1e-4)
     for one, other in zip(tree_leaves(moved.params.networks), tree_leaves(expected.params.networks), strict=True):
@@ -156,18 +245,20 @@ def test_sums_are_those_of_before_the_update(
     model_config: ModelConfig, state: TrainState, make_batch: MakeBatch
 ) -> None:
     batch = make_batch()
-    _, sums = build_train_step(model_config, adam(), 0.3)(with_rate(state, 0.5), batch)
+    _, sums = build_train_step(model_config, adam(), FORCES)(with_rate(state, 0.5), batch)
     assert summary(sums) == pytest.approx(summary(build_eval_step(model_config, forces=True)(state.params, batch)))
 
 
 def test_steps_lower_the_loss(
     model_config: ModelConfig, state: TrainState, labelled: Structures, make_batch: MakeBatch
 ) -> None:
-    step, batch, moved = build_train_step(model_config, adam(), 0.3), make_batch(), with_rate(state, 0.02)
+    step, batch, moved = build_train_step(model_config, adam(), FORCES), make_batch(), with_rate(state, 0.02)
     for _ in range(30):
         moved, _ = step(moved, batch)
-    assert isinstance(moved.optimizer, AdamState)
-    before, after = (plain_loss(model_config, each.params, labelled, 0.3) for each in (state, moved))
+    assert moved.optimizer.step.item() == 30
+    before, after = (
+        (np.array([[0.7], [0.3]]) * plain_losses(model_config, each.params, labelled)).sum() for each in (state, moved)
+    )
     assert after < 0.8 * before
 
 
@@ -175,4 +266,4 @@ def test_forces_from_aevs_alone_are_refused(
     model_config: ModelConfig, state: TrainState, make_batch: MakeBatch
 ) -> None:
     with pytest.raises(TypeError, match="Jacobians or positions"):
-        build_train_step(model_config, adam(), 0.3)(state, make_batch(contents="aevs"))
+        build_train_step(model_config, adam(), FORCES)(state, make_batch(contents="aevs"))

@@ -1,0 +1,37 @@
+"""A chain of fidelity levels: each level's network is fed the AEV and the atomic energy of the level below.
+
+PyKinML's CompositeNetworks_MF for any number of levels, but that the energy handed up holds no self energy: PyKinML
+hands up about -1035 eV for a carbon, which no network can use.
+# L fidelity levels, lowest first, D AEV length
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pykinml_func.config import ModelConfig
+from pykinml_func.potential.mlp import atomic_energy
+from pykinml_func.types import Networks
+
+
+def input_length(model_config: ModelConfig, level: int) -> int:
+    """Length of what the networks of `level` (0: the lowest) see."""
+    if level == 0:
+        return model_config.aev.length
+    return model_config.aev.length * model_config.pass_aev + model_config.pass_energy
+
+
+def chain_energies(model_config: ModelConfig, networks: tuple[Networks, ...], aev: Tensor) -> Tensor:
+    """Energies of one atom at each level, self energies excluded.
+
+    e_0 = NN_0(aev), e_k = NN_k(aev, e_{k-1}) + e_{k-1}; `pass_aev`, `pass_energy` and `sum_levels` each leave a part
+    out. networks: one element's layers, no species axis, for each level; aev: (D,). Returns (L,) eV.
+    """
+    energies = [atomic_energy(model_config.activations, networks[0], aev)]
+    for network in networks[1:]:
+        below = energies[-1]
+        seen = [aev] * model_config.pass_aev + [below.unsqueeze(0)] * model_config.pass_energy
+        own = atomic_energy(model_config.activations, network, torch.cat(seen))
+        energies.append(own + below if model_config.sum_levels else own)
+    return torch.stack(energies)

@@ -1,0 +1,112 @@
+"""The epoch loop and the state that it carries."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from pykinml_func.config import RunConfig
+from pykinml_func.data.loader import Loader
+from pykinml_func.errors import PyKinMLError
+from pykinml_func.files import write_atomically
+from pykinml_func.training.checkpoint import load_checkpoint, save_checkpoint, save_model
+from pykinml_func.training.compilation import CompiledStep
+from pykinml_func.training.metrics import add_sums, summary
+from pykinml_func.training.optimizers import build_optimizer
+from pykinml_func.training.schedules import ScheduleState, build_schedule
+from pykinml_func.training.step import Objective, build_eval_step, build_train_step, init_state
+from pykinml_func.types import Params, TrainState
+
+
+class Loop:
+    """Trains epoch by epoch and keeps the best parameters: those of the least validation RMSE of the energies."""
+
+    def __init__(self, config: RunConfig, loaders: dict[str, Loader], params: Params, compiled: bool) -> None:
+        """Raises ModelError where the optimizer's state is to be kept and is not there."""
+        training = config.training
+        self.config, self.loaders = config, loaders
+        optimizer = build_optimizer(training)
+        objective = Objective(training.forces, training.force_weight, training.learn_loss_weights)
+        self._step = build_train_step(config.model, optimizer, objective)
+        self._evaluate = build_eval_step(config.model, training.forces)
+        if compiled:
+            self._step, self._evaluate = CompiledStep(self._step), CompiledStep(self._evaluate)
+        self._advance, self.schedule = build_schedule(training), ScheduleState(training.learning_rate)
+        self.state = init_state(params, optimizer, objective, training.learning_rate)
+        if training.keep_optimizer and training.start_from is not None:
+            n_tasks, device = len(self.state.log_variances), params.self_energies.device
+            kept = load_checkpoint(training.start_from, optimizer, training.optimizer, n_tasks, device)
+            self.schedule = kept.schedule
+            self.state = self._at_rate(TrainState(params, kept.log_variances, kept.optimizer, self.state.learning_rate))
+        self.best, self._best_rmse = params, math.inf
+        self.history: list[dict[str, float]] = []
+        self._validation = list(loaders["valid"].epoch(0))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def shapes(self) -> int:
+        """Shapes that were compiled."""
+        return sum(step.shapes for step in (self._step, self._evaluate) if isinstance(step, CompiledStep))
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record.
+
+        The loop's state changes at the end alone, so that an interrupted epoch leaves that of the one before.
+        """
+        started, state, sums, levels = time.perf_counter(), self.state, [], self.config.model.fidelities
+        for batch in self.loaders["train"].epoch(self.epoch):
+            state, step_sums = self._step(state, batch)
+            sums.append(step_sums)
+        train = summary(add_sums(sums), levels)
+        valid = summary(add_sums(self._evaluate(state.params, batch) for batch in self._validation), levels)
+        rmse = valid["energy_rmse"]
+        if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
+            raise PyKinMLError(
+                f"training diverged in epoch {self.epoch + 1}: the errors are no longer finite; lower learning_rate "
+                f"({self.schedule.learning_rate:g} now)"
+            )
+        if rmse < self._best_rmse:
+            self.best, self._best_rmse = state.params, rmse
+        record = {"epoch": self.epoch + 1, "learning_rate": self.schedule.learning_rate}
+        record |= {
+            f"{part}_{name}": value
+            for part, found in (("train", train), ("valid", valid))
+            for name, value in found.items()
+        }
+        record |= self._loss_weights(state)
+        record["seconds"] = time.perf_counter() - started
+        self.schedule = self._advance(self.schedule, rmse)
+        self.state = self._at_rate(state)
+        self.history.append(record)
+        return record
+
+    def _at_rate(self, state: TrainState) -> TrainState:
+        return state._replace(learning_rate=torch.full_like(state.learning_rate, self.schedule.learning_rate))
+
+    def _loss_weights(self, state: TrainState) -> dict[str, float]:
+        """exp(-s) of each task, where the weights are learned."""
+        levels = self.config.model.fidelities
+        names = [
+            kind if level == levels[-1] else f"level_{level}_{kind}" for kind in ("energy", "force") for level in levels
+        ]
+        weights = torch.exp(-state.log_variances).tolist()
+        return {f"{name}_loss_weight": weight for name, weight in zip(names, weights, strict=False)}
+
+    def save(self, directory: Path) -> None:
+        """Write the best model and the metrics."""
+        save_model(directory / "model.safetensors", self.config.model, self.best)
+        text = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write the state after the last epoch."""
+        path = directory / "checkpoints" / f"epoch_{self.epoch:05d}.safetensors"
+        save_checkpoint(path, self.config.model, self.state, self.schedule, self.config.training.optimizer)

@@ -1,0 +1,43 @@
+"""A run directory: kept to one run, cleared of what a replaced run left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pykinml_func.errors import ConfigError
+
+
+@contextmanager
+def claimed(directory: Path, overwrite: bool) -> Iterator[None]:
+    """Keep a run directory to one run, and what is in it safe unless `overwrite`. Raises ConfigError."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"output must be a directory, got the file {directory}; choose another with --output")
+    if (directory / "model.safetensors").exists() and not overwrite:
+        raise ConfigError(
+            f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
+        )
+    ours = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    claim = directory / "running"
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        raise ConfigError(
+            f"{directory} is being written by another run; choose another with --output, or delete {claim} if that run "
+            "was killed"
+        ) from None
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+        if ours and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def clear(directory: Path) -> None:
+    """Remove what a replaced run left, so that no file of it passes for one of the new run."""
+    for name in ("model.safetensors", "metrics.jsonl", "*.png", "checkpoints/epoch_*.safetensors"):
+        for path in directory.glob(name):
+            path.unlink()
