@@ -13,31 +13,33 @@ from pykinml_func.version import __version__
 if TYPE_CHECKING:
     from pykinml_func.config import AEVConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
     from pykinml_func.data.database import read_databases, write_database
+    from pykinml_func.data.sources import read_structures
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.predictor import Predictor
     from pykinml_func.potential.aev import aevs
     from pykinml_func.potential.aev_jacobians import aev_jacobians
-    from pykinml_func.potential.energy import energy, init_params
-    from pykinml_func.potential.forces import energy_and_forces
+    from pykinml_func.potential.energy import energy, init_params, level_energies
+    from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
     from pykinml_func.training.checkpoint import load_model, save_model
     from pykinml_func.training.fit import fit
-    from pykinml_func.training.optimizers import adam
-    from pykinml_func.training.step import build_train_step
+    from pykinml_func.training.optimizers import adam, adamw, sgd
+    from pykinml_func.training.step import Objective, build_train_step, init_state
     from pykinml_func.types import Batch, Networks, Params, Structures, TrainState
 
 _HOMES = {
     "config": ("AEVConfig", "DataConfig", "ModelConfig", "RunConfig", "TrainConfig"),
     "data.database": ("read_databases", "write_database"),
+    "data.sources": ("read_structures",),
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.predictor": ("Predictor",),
     "potential.aev": ("aevs",),
     "potential.aev_jacobians": ("aev_jacobians",),
-    "potential.energy": ("energy", "init_params"),
-    "potential.forces": ("energy_and_forces",),
+    "potential.energy": ("energy", "init_params", "level_energies"),
+    "potential.forces": ("energy_and_forces", "level_energies_and_forces"),
     "training.checkpoint": ("load_model", "save_model"),
     "training.fit": ("fit",),
-    "training.optimizers": ("adam",),
-    "training.step": ("build_train_step",),
+    "training.optimizers": ("adam", "adamw", "sgd"),
+    "training.step": ("Objective", "build_train_step", "init_state"),
     "types": ("Batch", "Networks", "Params", "Structures", "TrainState"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -48,6 +50,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "Networks",
+    "Objective",
     "Params",
     "Predictor",
     "PyKinMLCalculator",
@@ -57,6 +60,7 @@ __all__ = [
     "TrainState",
     "__version__",
     "adam",
+    "adamw",
     "aev_jacobians",
     "aevs",
     "build_train_step",
@@ -64,9 +68,14 @@ __all__ = [
     "energy_and_forces",
     "fit",
     "init_params",
+    "init_state",
+    "level_energies",
+    "level_energies_and_forces",
     "load_model",
     "read_databases",
+    "read_structures",
     "save_model",
+    "sgd",
     "write_database",
 ]
 

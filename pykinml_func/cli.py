@@ -208,7 +208,7 @@ def predict(
         raise ConfigError(f"output must go to a directory that is there, got {output}; make {output.parent} first")
     if output is not None:
         check_output(output)
-        if output.resolve() in {path.resolve() for path in (model, *inputs)}:
+        if output.resolve() in {Path(path).resolve() for path in (model, *inputs, low_level or model)}:
             raise ConfigError(f"output must differ from what is read, got {output}; give another name")
     predictor, source = Predictor.load(model), None
     if low_level is not None:

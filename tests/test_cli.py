@@ -8,50 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import ase.io
-import numpy as np
 import pytest
-from ase import Atoms
-from ase.build import molecule
+from cli_calls import SMALL, Ended, Run, call, flat, run_command
 
 import pykinml_func
-from pykinml_func.cli import main
 from pykinml_func.config import RunConfig
 from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
 from pykinml_func.config.settings import build_config
 from pykinml_func.config.toml import read_toml, write_toml
 from pykinml_func.data.database import write_database
-from pykinml_func.data.sources import read_structures
-from pykinml_func.inference.predictor import Predictor
 from pykinml_func.types import Structures
-
-SMALL = ["--n-radial", "4", "--n-angular-radial", "2", "--n-angular", "2"]
-SMALL += ["--neurons", "5,3,1", "--activations", "tanh,gaussian,identity", "--compile", "off", "--threads", "1"]
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-def flat(text: str) -> str:
-    """Without line breaks and frames, so that a wrapped sentence is found."""
-    return re.sub(r"[\s│]+", " ", text)
-
-
-def call(*arguments: object) -> None:
-    """`main` as the command calls it. A traceback of ours would come out of it as an exception."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pykinml", *map(str, arguments)])
-        main()
 
 
 @pytest.fixture
@@ -59,14 +29,7 @@ def pykinml(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     """Runs the command in an empty directory; returns its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            call(*arguments)
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
+    return partial(run_command, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +92,6 @@ def test_help_sorts_settings_into_panels(pykinml: Run) -> None:
     assert data < aevs < text.index("─ Networks ─") < text.index("─ Training ─")
     for option in ("--skip-incomplete", "--delta", "--multi-fidelity", "--low-fidelity", "--pre-saved"):
         assert data < text.index(f"{option} ") < aevs
-
-
-def test_help_of_predict(pykinml: Run) -> None:
-    text = flat(pykinml("predict", "--help").out)
-    assert "(eV)" in text and "(eV/Å)" in text and "--output" in text and "extxyz" in text
 
 
 def test_the_command_line_starts_without_torch() -> None:
@@ -244,28 +202,6 @@ def test_options_empty_and_outdo_what_the_file_says(configured: Callable[..., Ru
     assert (config.training.optimizer, config.data.names, config.data.temperature) == ("adam", (), None)
 
 
-def test_predict_reads_xyz_and_databases(pykinml: Run, trained: Path, databases: Path, tmp_path: Path) -> None:
-    methane = molecule("CH4")
-    acetylene = molecule("C2H2")[[2, 0, 3, 1]]
-    ase.io.write(tmp_path / "two.xyz", [methane, acetylene])
-    model = trained / "model.safetensors"
-    ended = pykinml("predict", model, "two.xyz", databases / "C2H2.db", "-o", "out.extxyz")
-    assert (ended.code, ended.err) == (0, "")
-    images = [methane, acetylene, *read_structures([databases / "C2H2.db"])]
-    expected = Predictor.load(model).predict(images)
-    written = ase.io.read(tmp_path / "out.extxyz", index=":")
-    assert len(expected) == len(written) == 11
-    rows = [line for line in ended.out.splitlines() if re.search(r"\bC\w*H\w*\b", line)]
-    for prediction, frame, row in zip(expected, written, rows, strict=True):
-        assert frame.get_potential_energy() == pytest.approx(prediction.energy, abs=1e-6)
-        np.testing.assert_allclose(frame.get_forces(), prediction.forces, atol=1e-6)
-        assert prediction.forces is not None
-        assert f"{prediction.energy:.6f}" in row
-        assert f"{np.linalg.norm(prediction.forces, axis=1).max():.6f}" in row
-    assert written[1].get_chemical_symbols() == ["H", "C", "H", "C"]
-    assert "wrote out.extxyz" in ended.out
-
-
 def test_train_reuses_what_prepare_made(pykinml: Run, databases: Path, tmp_path: Path) -> None:
     common = ["--input", databases / "C2H2.db", "--input", databases / "CH4.db", *SMALL]
     prepared = pykinml("prepare", *common)
@@ -355,49 +291,12 @@ def test_a_pickled_blob_is_refused_and_not_run(pykinml: Run, databases: Path, tm
     assert not (tmp_path / "ran").exists()
 
 
-BAD_PREDICTING = {
-    "no model": ("none.safetensors", "water.xyz", "no model file"),
-    "wrong model file": ("water.xyz", "water.xyz", "must be a model of `pykinml train`"),
-    "config as model": ("{trained}/config.toml", "water.xyz", "must be a model of `pykinml train`"),
-    "unknown element": ("{trained}/model.safetensors", "water.xyz", "must be of the model's elements, C, H, got O"),
-    "no structures": ("{trained}/model.safetensors", "none.xyz", "none.xyz"),
-    "nonsense": ("{trained}/model.safetensors", "nonsense.xyz", "in a format that ASE reads"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_PREDICTING)
-def test_predict_says_what_is_wrong(pykinml: Run, trained: Path, tmp_path: Path, case: str) -> None:
-    ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
-    (tmp_path / "nonsense.xyz").write_text("nonsense")
-    model, structures, said = BAD_PREDICTING[case]
-    ended = pykinml("predict", model.format(trained=trained), structures)
-    assert ended.code == 2
-    assert said in flat(ended.err)
-    assert ended.out == ""
-
-
-def test_predict_asks_for_the_folder_of_its_output_before_it_works(pykinml: Run, trained: Path, tmp_path: Path) -> None:
-    ase.io.write(tmp_path / "h2.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]))
-    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", "nowhere/out.extxyz")
-    assert ended.code == 2 and "make nowhere first" in ended.err
-
-
 def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "pykinml", "train", "nothing.toml"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "Error: no configuration file nothing.toml\n"
     assert done.stdout == ""
-
-
-def test_output_suits_a_pipe_that_knows_only_ascii(trained: Path, tmp_path: Path) -> None:
-    ase.io.write(tmp_path / "methane.xyz", molecule("CH4"))
-    command = [sys.executable, "-m", "pykinml_func.cli", "predict", trained / "model.safetensors", "methane.xyz"]
-    environment = {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, check=False, capture_output=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert b"CH4" in done.stdout and b"\x1b" not in done.stdout
-    assert all(byte < 128 for byte in done.stdout)
 
 
 def test_metrics_are_json_lines(trained: Path) -> None:
@@ -409,16 +308,6 @@ def test_metrics_are_json_lines(trained: Path) -> None:
         for name in ("mae", "rmse", "max")
     }
     assert [set(record) for record in records] == [kinds | {"epoch", "learning_rate", "seconds"}] * 2
-
-
-def test_predict_keeps_its_inputs_and_names_its_format(pykinml: Run, trained: Path, tmp_path: Path) -> None:
-    ase.io.write(tmp_path / "h2.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]))
-    before = (tmp_path / "h2.xyz").read_bytes()
-    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", tmp_path / "h2.xyz")
-    assert ended.code == 2 and "output must differ from what is read" in ended.err
-    assert (tmp_path / "h2.xyz").read_bytes() == before
-    ended = pykinml("predict", trained / "model.safetensors", "h2.xyz", "-o", "out.traj")
-    assert ended.code == 2 and "name it .extxyz or .xyz" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import DataError
 from pykinml_func.inference.checks import checked_species
+from pykinml_func.inference.low_level import check_low_level, low_level_result
 from pykinml_func.potential.forces import energy_and_forces
 from pykinml_func.training.checkpoint import load_model
 from pykinml_func.training.compilation import CompiledStep, repays_compilation
@@ -33,15 +34,26 @@ class PyKinMLCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012 (ASE declares it so)
 
-    def __init__(self, model: str | Path | tuple[ModelConfig, Params], *, compile: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path | tuple[ModelConfig, Params],
+        *,
+        compile: bool = False,
+        low_level: Calculator | None = None,
+        **kwargs: Any,
+    ) -> None:
         """model: a model file, or what `load_model` returns; kwargs: those of ASE's Calculator.
+
+        low_level: what a model of delta learning is added to; without it, energies and forces are the difference.
 
         compile: for long runs of one molecule, whose steps then take a tenth of the time; its first step compiles for a
         minute, or for some seconds where the user's cache holds the compiled code. Raises ModelError for a file that is
-        no model, ConfigError where `compile` finds no C++ compiler.
+        no model and a low level that the model cannot use, ConfigError where `compile` finds no C++ compiler.
         """
         super().__init__(**kwargs)
         self.model_config, params = load_model(model) if isinstance(model, str | Path) else model
+        check_low_level(self.model_config, low_level)
+        self.low_level = low_level
         self.params: Params = tree_map(torch.Tensor.detach, params)
         self._compile = repays_compilation("on" if compile else "off", None, 0, 0.0)
         self._compiled: dict[tuple[int, ...], _OfPositions] = {}
@@ -66,9 +78,12 @@ class PyKinMLCalculator(Calculator):
         device = self.params.self_energies.device
         positions = torch.from_numpy(structure.positions).to(device)
         energy, forces = self._function_of(torch.from_numpy(species).to(device), positions)(positions)
-        value = energy.item()
+        value, force = energy.item(), forces.double().cpu().numpy()
+        if self.low_level is not None:
+            low_energy, low_force = low_level_result(structure, self.low_level, True, label)
+            value, force = value + low_energy, force + low_force
         # ASE's optimizers ask for free_energy; there is no electronic temperature here, so the two are one.
-        self.results = {"energy": value, "free_energy": value, "forces": forces.double().cpu().numpy()}
+        self.results = {"energy": value, "free_energy": value, "forces": force}
 
     def _function_of(self, species: Tensor, positions: Tensor) -> _OfPositions:
         """Energy and forces of the molecule whose species (n,) these are."""

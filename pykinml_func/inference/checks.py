@@ -11,8 +11,14 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
+from pykinml_func.data.ase_files import SOURCE
 from pykinml_func.data.geometry import CLOSEST, closest_pair
 from pykinml_func.errors import DataError, ModelError
+
+
+def structure_label(position: int, atoms: Atoms) -> str:
+    """What error messages call the structure at this place of a list: its file where it was read from one."""
+    return f"{atoms.info.get(SOURCE, f'images[{position}]')} ({atoms.get_chemical_formula()})"
 
 
 def checked_species(elements: Sequence[str], atoms: Atoms, label: str) -> np.ndarray:

@@ -63,8 +63,8 @@ def single_delta_model() -> Model:
 
 @pytest.fixture
 def low_level() -> LennardJones:
-    """As steep at a bond's length as a bond is."""
-    return LennardJones(sigma=0.8, epsilon=2.0, rc=20.0)
+    """Of some eV in a molecule, and not so steep there that central differences of it would be coarse."""
+    return LennardJones(sigma=0.5, epsilon=5.0, rc=20.0)
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ import torch
 from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
 
 from pykinml_func.config import ModelConfig
@@ -37,14 +40,58 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["model", "chain_model", "delta_model"])
 @pytest.mark.usefixtures("uncompiled")
-def test_equals_the_predictor(model: Model, molecules: list[Atoms], compiled: bool):
+def test_equals_the_predictor(request: pytest.FixtureRequest, molecules: list[Atoms], name: str, compiled: bool):
+    """At the highest of several levels; the difference where no low level is given."""
+    model = request.getfixturevalue(name)
+    molecules = molecules[:2] if compiled else molecules  # to trace one takes a second
     calculator = PyKinMLCalculator(model, compile=compiled)
     for atoms, prediction in zip(molecules, Predictor(*model).predict(molecules), strict=True):
         atoms.calc = calculator
         assert atoms.get_potential_energy() == pytest.approx(prediction.energy, rel=0, abs=1e-10)
         assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
         np.testing.assert_allclose(atoms.get_forces(), prediction.forces, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("uncompiled")
+def test_a_low_level_is_added(delta_model: Model, molecules: list[Atoms], low_level: LennardJones, compiled: bool):
+    """As the predictor and as ASE add it, again and again, whether energy or forces are asked for first."""
+    molecules = molecules[:1] if compiled else molecules
+    calculator = PyKinMLCalculator(delta_model, low_level=low_level, compile=compiled)
+    total = SumCalculator([PyKinMLCalculator(delta_model), LennardJones(**low_level.parameters)])
+    predictions = Predictor(*delta_model).predict(molecules, low_level=low_level)
+    for atoms, prediction in zip(molecules, predictions, strict=True):
+        atoms.calc = calculator
+        np.testing.assert_allclose(atoms.get_forces(), prediction.forces, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(atoms.get_forces(), total.get_property("forces", atoms), rtol=0, atol=1e-10)
+        assert atoms.get_potential_energy() == pytest.approx(prediction.energy, rel=0, abs=1e-10)
+        assert atoms.get_potential_energy() == pytest.approx(total.get_property("energy", atoms), rel=0, abs=1e-10)
+        assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+        atoms.positions[0, 0] += 0.05
+        (again,) = Predictor(*delta_model).predict([atoms], low_level=low_level)
+        assert atoms.get_potential_energy() == pytest.approx(again.energy, rel=0, abs=1e-10)
+
+
+def test_forces_with_a_low_level_are_minus_the_gradient(
+    delta_model: Model, molecules: list[Atoms], low_level: LennardJones
+):
+    for atoms in molecules[:6]:
+        atoms.calc = PyKinMLCalculator(delta_model, low_level=low_level)
+        numerical = calculate_numerical_forces(atoms, eps=1e-4)
+        np.testing.assert_allclose(atoms.get_forces(), numerical, rtol=0, atol=1e-6)
+
+
+def test_a_low_level_that_fails_names_the_structure(delta_model: Model):
+    water = molecule("H2O")
+    water.calc = PyKinMLCalculator(
+        delta_model, low_level=SinglePointCalculator(water, energy=1.0, forces=np.zeros((3, 3)))
+    )
+    water.get_potential_energy()
+    water.positions[0] += 0.1
+    with pytest.raises(DataError, match=r"the structure \(H2O\) must have .* for the positions that it has now"):
+        water.get_potential_energy()
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -1,11 +1,10 @@
-"""The predictor equals `energy_and_forces` structure by structure; its files and its errors."""
+"""The predictor equals `level_energies_and_forces` structure by structure; its files and its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -16,10 +15,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.data.database import write_database
+from pykinml_func.data.sources import read_structures
 from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference import predictor as module
-from pykinml_func.inference.predictor import Prediction, Predictor, read_structures, write_predictions
-from pykinml_func.potential.forces import energy_and_forces
+from pykinml_func.inference.predictor import Prediction, Predictor, write_predictions
+from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
 from pykinml_func.training.checkpoint import save_model
 from pykinml_func.types import Params, Structures
 
@@ -34,22 +34,47 @@ def one_by_one(model: Model, images: list[Atoms]) -> list[Prediction]:
     found = []
     for atoms in images:
         species = torch.tensor([config.aev.elements.index(symbol) for symbol in atoms.symbols])
-        energy, forces = energy_and_forces(config, params, species, torch.from_numpy(atoms.positions))
-        found.append(Prediction(energy.item(), forces.numpy()))
+        energies, forces = level_energies_and_forces(config, params, species, torch.from_numpy(atoms.positions))
+        found.append(Prediction(config.fidelities, config.baseline is not None, energies.numpy(), forces.numpy()))
     return found
 
 
 def largest_difference(some: list[Prediction], others: list[Prediction]) -> float:
-    energies = [abs(a.energy - b.energy) for a, b in zip(some, others, strict=True)]
-    forces = [np.abs(a.forces - b.forces).max() for a, b in zip(some, others, strict=True)]
+    """Of energies and forces at every level."""
+    energies, forces = [], []
+    for a, b in zip(some, others, strict=True):
+        assert a.level_energies.shape == (len(a.fidelities),) == b.level_energies.shape
+        assert a.level_forces is not None and b.level_forces is not None
+        assert a.level_forces.shape == b.level_forces.shape
+        energies.append(np.abs(a.level_energies - b.level_energies).max())
+        forces.append(np.abs(a.level_forces - b.level_forces).max())
     return float(max(*energies, *forces))
 
 
+@pytest.fixture(params=["model", "chain_model", "delta_model"])
+def any_model(request: pytest.FixtureRequest) -> Model:
+    found: Model = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 7, 1000])
-def test_equals_one_structure_at_a_time(model: Model, molecules: list[Atoms], batch_size: int | None):
-    found = Predictor(*model).predict(molecules, batch_size=batch_size)
-    assert largest_difference(found, one_by_one(model, molecules)) < TOLERANCE
-    assert [prediction.forces.shape for prediction in found] == [atoms.positions.shape for atoms in molecules]
+def test_equals_one_structure_at_a_time(any_model: Model, molecules: list[Atoms], batch_size: int | None):
+    config, _ = any_model
+    found = Predictor(*any_model).predict(molecules, batch_size=batch_size)
+    assert largest_difference(found, one_by_one(any_model, molecules)) < TOLERANCE
+    for prediction, atoms in zip(found, molecules, strict=True):
+        assert prediction.fidelities == config.fidelities
+        assert prediction.is_difference == (config.baseline is not None)
+        assert prediction.level_forces.shape == (config.n_levels, len(atoms), 3)
+
+
+def test_energy_and_forces_are_of_the_highest_level(chain_model: Model, molecules: list[Atoms]):
+    for found, atoms in zip(Predictor(*chain_model).predict(molecules), molecules, strict=True):
+        species = torch.tensor([chain_model[0].aev.elements.index(symbol) for symbol in atoms.symbols])
+        energy, forces = energy_and_forces(*chain_model, species, torch.from_numpy(atoms.positions))
+        assert found.energy == pytest.approx(energy.item(), rel=0, abs=TOLERANCE)
+        np.testing.assert_allclose(found.forces, forces.numpy(), rtol=0, atol=TOLERANCE)
+        assert abs(found.level_energies[0] - found.energy) > 1, "levels differ"
 
 
 @pytest.mark.parametrize("most_angles", [1, 40, 200])
@@ -73,31 +98,36 @@ def test_default_batches_hold_a_bounded_number_of_angles(
         assert len(batch) == 1 or len(batch) * n * (n - 1) * (n - 2) // 2 <= most_angles
 
 
-def test_order_of_atoms_and_images_does_not_matter(model: Model, molecules: list[Atoms]):
-    predictor, generator = Predictor(*model), np.random.default_rng(2)
+def test_order_of_atoms_and_images_does_not_matter(chain_model: Model, molecules: list[Atoms]):
+    predictor, generator = Predictor(*chain_model), np.random.default_rng(2)
     expected = predictor.predict(molecules)
     orders = [generator.permutation(len(atoms)) for atoms in molecules]
     found = predictor.predict([atoms[order] for atoms, order in zip(molecules, orders, strict=True)][::-1])[::-1]
-    sorted_back = [Prediction(f.energy, f.forces[np.argsort(o)]) for f, o in zip(found, orders, strict=True)]
+    sorted_back = [
+        one._replace(level_forces=one.level_forces[:, np.argsort(order)])
+        for one, order in zip(found, orders, strict=True)
+    ]
     assert largest_difference(sorted_back, expected) < TOLERANCE
 
 
-def test_energies_alone(model: Model, molecules: list[Atoms]):
-    predictor = Predictor(*model)
+def test_energies_alone(any_model: Model, molecules: list[Atoms]):
+    predictor = Predictor(*any_model)
     found = predictor.predict(molecules, forces=False)
-    assert all(prediction.forces is None for prediction in found)
-    expected = [prediction.energy for prediction in predictor.predict(molecules)]
-    np.testing.assert_allclose([prediction.energy for prediction in found], expected, rtol=0, atol=TOLERANCE)
+    assert all(prediction.forces is None and prediction.level_forces is None for prediction in found)
+    expected = [prediction.level_energies for prediction in predictor.predict(molecules)]
+    np.testing.assert_allclose([one.level_energies for one in found], expected, rtol=0, atol=TOLERANCE)
 
 
 def test_nothing_in_nothing_out(model: Model):
     assert Predictor(*model).predict([]) == []
 
 
-def test_float32_networks_keep_float64_self_energies(model: Model, single_model: Model, molecules: list[Atoms]):
-    double, single = Predictor(*model).predict(molecules), Predictor(*single_model).predict(molecules)
+@pytest.mark.parametrize("name", ["model", "chain_model", "delta_model"])
+def test_float32_networks_keep_float64_self_energies(request: pytest.FixtureRequest, molecules: list[Atoms], name: str):
+    models = (request.getfixturevalue(name), request.getfixturevalue(f"single_{name}"))
+    double, single = (Predictor(*model).predict(molecules) for model in models)
     assert 1e-12 < largest_difference(single, double) < 1e-5  # float32 would hold -5000 eV to 5e-4
-    assert all(prediction.forces.dtype == np.float64 for prediction in single)
+    assert all(prediction.level_forces.dtype == np.float64 for prediction in single)
 
 
 def test_loads_a_model_file(model: Model, molecules: list[Atoms], tmp_path: Path):
@@ -156,7 +186,9 @@ def test_extxyz_round_trip(model: Model, molecules: list[Atoms], tmp_path: Path)
     path = tmp_path / "new" / "out.extxyz"
     write_predictions(path, molecules, predictions)
     frames = ase.io.read(path, index=":")
-    found = [Prediction(atoms.get_potential_energy(), atoms.get_forces()) for atoms in frames]
+    found = [
+        Prediction((1,), False, np.array([atoms.get_potential_energy()]), atoms.get_forces()[None]) for atoms in frames
+    ]
     assert largest_difference(found, predictions) < 1e-8  # what the format holds
     for frame, atoms in zip(frames, molecules, strict=True):
         assert (frame.numbers == atoms.numbers).all()
@@ -164,6 +196,48 @@ def test_extxyz_round_trip(model: Model, molecules: list[Atoms], tmp_path: Path)
     assert molecules[0].get_potential_energy() == 1.0
     assert molecules[1].info["energy"] == 2.0
     assert [entry.name for entry in path.parent.iterdir()] == ["out.extxyz"]
+
+
+def test_each_level_is_written_and_read_back(chain_model: Model, molecules: list[Atoms], tmp_path: Path):
+    molecules[0].info["energy_0"], molecules[0].arrays["forces_0"] = 2.0, np.ones((4, 3))  # labels, not the model's
+    predictions, path = Predictor(*chain_model).predict(molecules), tmp_path / "out.extxyz"
+    write_predictions(path, molecules, predictions)
+    frames = ase.io.read(path, index=":")
+    for frame, prediction in zip(frames, predictions, strict=True):
+        assert set(frame.info) == {"energy_0", "energy_2"}
+        assert [frame.info["energy_0"], frame.info["energy_2"]] == pytest.approx(
+            prediction.level_energies[:2].tolist(), abs=1e-8
+        )
+        np.testing.assert_allclose(frame.arrays["forces_2"], prediction.level_forces[1], rtol=0, atol=1e-8)
+        assert frame.get_potential_energy() == pytest.approx(prediction.energy, abs=1e-8)
+    for column, level in enumerate(chain_model[0].fidelities):  # as labels of that level
+        for image, prediction in zip(read_structures([path], level), predictions, strict=True):
+            assert image.get_potential_energy() == pytest.approx(prediction.level_energies[column], abs=1e-8)
+            np.testing.assert_allclose(image.get_forces(), prediction.level_forces[column], rtol=0, atol=1e-8)
+
+
+def test_a_difference_is_not_written_as_an_energy(delta_model: Model, molecules: list[Atoms], tmp_path: Path):
+    molecules[1].info["energy"] = 2.0
+    molecules[2].calc = SinglePointCalculator(molecules[2], energy=1.0)
+    predictions, path = Predictor(*delta_model).predict(molecules), tmp_path / "out.extxyz"
+    write_predictions(path, molecules, predictions)
+    for frame, prediction in zip(ase.io.read(path, index=":"), predictions, strict=True):
+        assert frame.calc is None
+        assert frame.info == {"energy_difference": pytest.approx(prediction.energy, abs=1e-8)}
+        np.testing.assert_allclose(frame.arrays["forces_difference"], prediction.forces, rtol=0, atol=1e-8)
+        assert "forces" not in frame.arrays
+    with pytest.raises(DataError, match="no structure of"):
+        read_structures([path], level=1)
+
+
+def test_energies_without_forces_stand_beside_no_other_forces(chain_model: Model, tmp_path: Path):
+    water = molecule("H2O")
+    water.arrays["forces_0"] = np.ones((3, 3))
+    predictions = Predictor(*chain_model).predict([water], forces=False)
+    write_predictions(tmp_path / "out.extxyz", [water], predictions)
+    frame = ase.io.read(tmp_path / "out.extxyz")
+    assert frame.info["energy_0"] == pytest.approx(predictions[0].level_energies[0], abs=1e-8)
+    assert not [name for name in frame.arrays if name.startswith("forces")]
 
 
 def test_energies_alone_are_written_without_forces(model: Model, tmp_path: Path):
@@ -209,44 +283,9 @@ def test_reads_pykinml_databases(model: Model, make_structures: Callable[..., St
         Predictor(*model).predict(images)
 
 
-def test_reads_databases_without_or_with_few_energies(make_structures: Callable[..., Structures], tmp_path: Path):
-    structures = make_structures(["C2H2O"] * 3)
-    for name, labelled in (("C2H2O.db", 0), ("C2H2O.some.db", 1)):
-        structures.energies[labelled:] = np.nan
-        write_database(tmp_path / name, structures, {1: "made up"})
-        images = read_structures([tmp_path / name])
-        np.testing.assert_array_equal(np.concatenate([atoms.positions for atoms in images]), structures.positions)
-
-
 @pytest.mark.parametrize("name", ["out.traj", "out.db", "out.json", "out.cif", "POSCAR"])
 def test_refuses_the_name_of_another_format(model: Model, tmp_path: Path, name: str):
     water = [molecule("H2O")]
     with pytest.raises(DataError, match=r"name it \.extxyz or \.xyz"):
         write_predictions(tmp_path / name, water, Predictor(*model).predict(water))
     assert not list(tmp_path.iterdir())
-
-
-def test_reads_ase_databases(tmp_path: Path):
-    with ase.db.connect(tmp_path / "molecules.db") as database:
-        database.write(molecule("H2O"))
-        database.write(molecule("CH4"))
-    images = read_structures([tmp_path / "molecules.db"])
-    assert [atoms.get_chemical_formula() for atoms in images] == ["H2O", "CH4"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("absent.xyz", None, "no structure file"),
-        ("empty.xyz", b"", "must hold at least one structure, got an empty file"),
-        ("notes.txt", b"nothing of use\n", "must be in a format that ASE reads"),
-        ("broken.xyz", b"3\n\nH 0 0\n", "must be in a format that ASE reads"),
-        ("broken.db", b"SQLite format 3\0" + b"\1" * 2000, "must be in a format that ASE reads"),
-    ],
-)
-def test_refuses_files_without_structures(tmp_path: Path, name: str, content: bytes | None, message: str):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        read_structures([tmp_path / name])
-    assert name in str(caught.value)
