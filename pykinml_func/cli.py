@@ -142,7 +142,7 @@ def _dashed(name: str) -> str:
 
 def _run_config(config: Path | None, typed: dict[str, Any]) -> RunConfig:
     """Settings of the file, then those typed, which win. Raises ConfigError."""
-    from pykinml_func.config.settings import build_config
+    from pykinml_func.config.build import build_config
     from pykinml_func.config.toml import read_toml
 
     return build_config(typed, read_toml(config) if config else {})
@@ -260,7 +260,7 @@ def convert(
     """
     _check_new_model(output, overwrite)
     from pykinml_func.config.names import canonical
-    from pykinml_func.config.settings import build_config
+    from pykinml_func.config.build import build_config
     from pykinml_func.report.conversion import print_conversion, settings_not_in_checkpoint
     from pykinml_func.training.checkpoint import save_model
     from pykinml_func.training.pykinml_checkpoint import convert_pykinml, read_pykinml_checkpoint

@@ -1,7 +1,7 @@
 """The names of settings, ours and PyKinML's.
 
 Each setting has one name, unique in all sections. `ALIASES` are PyKinML's names for our settings, `SWITCHES` its
-arguments that say something about a setting of ours without being its value (`settings` translates them).
+arguments that say something about a setting of ours without being its value (`build` translates them).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Frozen, validated configs: the only place where a default is written. `settings` maps names onto them."""
+"""Frozen, validated configs: the only place where a default is written. `names` and `build` map names onto them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config import RunConfig
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.data.batching import Source
 from pykinml_func.data.database import write_database
 from pykinml_func.data.prepared import PreparedSet

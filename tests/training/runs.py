@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.training.fit import RunResult, Setup, fit
 

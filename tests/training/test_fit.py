@@ -11,7 +11,7 @@ from runs import Listener, Settings, assert_same, changed_copy, differ, heard, l
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
 from pykinml_func.data.sources import read_structures
 from pykinml_func.data.splits import read_split_files

@@ -10,7 +10,7 @@ import torch
 from runs import Listener, Settings, assert_same, differ, heard, run, timeless
 from safetensors.torch import load_file
 
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
 from pykinml_func.errors import ConfigError, ModelError
 from pykinml_func.training.checkpoint import load_model, save_model

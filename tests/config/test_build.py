@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pykinml_func.config import RunConfig
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.errors import ConfigError
 
 JARGON = re.compile(r"type=|https?://|pydantic|validation error|tuple|Input should|Field required|loc=", re.IGNORECASE)
