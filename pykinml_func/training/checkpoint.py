@@ -103,9 +103,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Mo
     return model_config, params
 
 
-def load_checkpoint(
-    path: Path, optimizer: Optimizer, optimizer_name: str, n_tasks: int, device: torch.device
-) -> Checkpoint:
+def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tasks: int) -> Checkpoint:
     """The state of the training that the checkpoint at `path` was written in.
 
     n_tasks: learned loss weights of the run that goes on. Raises ModelError for a model without such a state, or
@@ -137,11 +135,7 @@ def load_checkpoint(
     log_variances = tensors["log_variances"]
     template = optimizer.init(Trainable(params.networks, log_variances))
     memory = _filled(path, template, tensors, "optimizer.")
-    moved: Checkpoint = tree_map(
-        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
-        Checkpoint(log_variances, memory, ScheduleState(**training["schedule"])),
-    )
-    return moved
+    return Checkpoint(log_variances, memory, ScheduleState(**training["schedule"]))
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:

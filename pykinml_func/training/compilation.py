@@ -19,6 +19,9 @@ _COMPILE_SECONDS = 45.0
 (bench/results/training.json).
 """
 
+_DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"
+"""What torch looks for where CXX names none."""
+
 _MOST_SHAPES = 128
 """Batches of mixed sizes can meet more shapes than torch's default limit of 8, past which it refuses to run."""
 
@@ -34,22 +37,26 @@ def repays_compilation(mode: Literal["auto", "on", "off"], force_path: str | Non
     """Whether a run compiles its steps; `auto` asks whether it saves more time than it costs.
 
     steps: training steps of the run; atoms: atoms of one batch. The answer depends on nothing that is measured, so
-    that a run can be repeated bit for bit. Raises ConfigError where compilation is asked for and there is no C++
-    compiler.
+    that a run can be repeated bit for bit. Raises ConfigError as `check_compiler`.
     """
-    if mode == "off":
-        return False
-    default = "clang++" if sys.platform == "darwin" else "g++"  # what torch looks for where CXX names none
-    compiler = shutil.which(os.environ.get("CXX") or default)
-    if mode == "on":
-        if compiler is None:
-            raise ConfigError(
-                f"compile = on needs a C++ compiler, and none was found; install {default} (or name another in the "
-                "environment variable CXX), or set compile = off"
-            )
-        return True
+    if mode != "auto":
+        check_compiler(mode)
+        return mode == "on"
     a_step, an_atom = _SAVED_SECONDS[force_path]
-    return compiler is not None and steps * (a_step + an_atom * atoms) > _COMPILE_SECONDS
+    return _compiler() is not None and steps * (a_step + an_atom * atoms) > _COMPILE_SECONDS
+
+
+def check_compiler(mode: Literal["auto", "on", "off"]) -> None:
+    """Raises ConfigError where compilation is asked for and there is no C++ compiler."""
+    if mode == "on" and _compiler() is None:
+        raise ConfigError(
+            f"compile = on needs a C++ compiler, and none was found; install {_DEFAULT_COMPILER} (or name another in "
+            "the environment variable CXX), or set compile = off"
+        )
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or _DEFAULT_COMPILER)
 
 
 class CompiledStep:

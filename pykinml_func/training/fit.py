@@ -19,11 +19,12 @@ from pykinml_func.data.prepared import Advance, Contents, PreparedSet, complete
 from pykinml_func.data.splits import write_split
 from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.threads import using_threads
-from pykinml_func.training.compilation import repays_compilation
+from pykinml_func.training.compilation import check_compiler, repays_compilation
 from pykinml_func.training.loop import Loop
 from pykinml_func.training.metrics import add_sums, step_sums, summary
 from pykinml_func.training.run_directory import claimed, clear
-from pykinml_func.training.setup import RunData, Start, make_loaders, open_run, run_data, start_params
+from pykinml_func.training.setup import RunData, make_loaders, open_run, run_data
+from pykinml_func.training.start import Start, first_state
 from pykinml_func.training.step import build_predict_step
 from pykinml_func.types import Params
 
@@ -129,10 +130,13 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     """Train as `config` says and write the run directory `config.training.output`.
 
     The model of the epoch with the least validation RMSE of the highest level's energies is kept. Raises ConfigError,
-    DataError or ModelError before any work for what cannot be used, PyKinMLError where training diverges. Ctrl-C and
-    divergence keep what was trained so far.
+    DataError or ModelError before AEVs are computed for what cannot be used, PyKinMLError where training diverges.
+    Ctrl-C and divergence keep what was trained so far. Where training starts from a model, that one does not compete:
+    trained on to forces, say, a model may be better with a larger error of the energies.
     """
     device = _device(config.training.device)
+    check_compiler(config.training.compile)
+    _check_output(config)
     with claimed(config.training.output, overwrite):
         started = time.perf_counter()
         prepared, config, start = open_run(config)
@@ -155,12 +159,13 @@ def _train(
 ) -> RunResult:
     """The epochs and what is written of them."""
     training, directory = config.training, config.training.output
-    params = start_params(config, data, start, loaders["train"].packer.device)
+    device = loaders["train"].packer.device
+    state, schedule = first_state(config, data.self_energies.self_energies, start, device)
     path = training.force_path if training.forces else None
     n_steps = training.epochs * loaders["train"].n_batches
     compiled = repays_compilation(training.compile, path, n_steps, batch_atoms)
-    loop, interrupted = Loop(config, loaders, params, compiled), False
-    reporter.ready(Setup(config, data, params, compiled))
+    loop, interrupted = Loop(config, loaders, state, schedule, compiled), False
+    reporter.ready(Setup(config, data, state.params, compiled))
 
     try:
         while loop.epoch < training.epochs:
@@ -193,6 +198,18 @@ def _train(
     result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes, interrupted)
     reporter.finished(result)
     return result
+
+
+def _check_output(config: RunConfig) -> None:
+    """What is read must not lie where the run is written. Raises ConfigError."""
+    output, start = config.training.output, config.training.start_from
+    read = [Path(name) for name in config.data.split_files] + ([] if start is None else [start])
+    for path in read:
+        if output.resolve() in path.resolve().parents:
+            raise ConfigError(
+                f"output must not hold what the run reads, got {output} and {path}, which the run would replace; "
+                "choose another with --output"
+            )
 
 
 def _device(name: str) -> torch.device:

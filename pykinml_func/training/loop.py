@@ -13,36 +13,35 @@ from pykinml_func.config import RunConfig
 from pykinml_func.data.loader import Loader
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.files import write_atomically
-from pykinml_func.training.checkpoint import load_checkpoint, save_checkpoint, save_model
+from pykinml_func.training.checkpoint import save_checkpoint, save_model
 from pykinml_func.training.compilation import CompiledStep
-from pykinml_func.training.metrics import add_sums, summary
+from pykinml_func.training.metrics import add_sums, level_prefixes, summary
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.schedules import ScheduleState, build_schedule
-from pykinml_func.training.step import Objective, build_eval_step, build_train_step, init_state
-from pykinml_func.types import Params, TrainState
+from pykinml_func.training.step import build_eval_step, build_objective, build_train_step
+from pykinml_func.types import TrainState
 
 
 class Loop:
     """Trains epoch by epoch and keeps the best parameters: those of the least validation RMSE of the energies."""
 
-    def __init__(self, config: RunConfig, loaders: dict[str, Loader], params: Params, compiled: bool) -> None:
-        """Raises ModelError where the optimizer's state is to be kept and is not there."""
+    def __init__(
+        self,
+        config: RunConfig,
+        loaders: dict[str, Loader],
+        state: TrainState,
+        schedule: ScheduleState,
+        compiled: bool,
+    ) -> None:
+        """state, schedule: before the first epoch; compiled: whether steps run under torch.compile."""
         training = config.training
-        self.config, self.loaders = config, loaders
-        optimizer = build_optimizer(training)
-        objective = Objective(training.forces, training.force_weight, training.learn_loss_weights)
-        self._step = build_train_step(config.model, optimizer, objective)
+        self.config, self.loaders, self.state, self.schedule = config, loaders, state, schedule
+        self._step = build_train_step(config.model, build_optimizer(training), build_objective(training))
         self._evaluate = build_eval_step(config.model, training.forces)
         if compiled:
             self._step, self._evaluate = CompiledStep(self._step), CompiledStep(self._evaluate)
-        self._advance, self.schedule = build_schedule(training), ScheduleState(training.learning_rate)
-        self.state = init_state(params, optimizer, objective, training.learning_rate)
-        if training.keep_optimizer and training.start_from is not None:
-            n_tasks, device = len(self.state.log_variances), params.self_energies.device
-            kept = load_checkpoint(training.start_from, optimizer, training.optimizer, n_tasks, device)
-            self.schedule = kept.schedule
-            self.state = self._at_rate(TrainState(params, kept.log_variances, kept.optimizer, self.state.learning_rate))
-        self.best, self._best_rmse = params, math.inf
+        self._advance = build_schedule(training)
+        self.best, self._best_rmse = state.params, math.inf
         self.history: list[dict[str, float]] = []
         self._validation = list(loaders["valid"].epoch(0))
 
@@ -84,19 +83,15 @@ class Loop:
         record |= self._loss_weights(state)
         record["seconds"] = time.perf_counter() - started
         self.schedule = self._advance(self.schedule, rmse)
-        self.state = self._at_rate(state)
+        rate = torch.full_like(state.learning_rate, self.schedule.learning_rate)
+        self.state = state._replace(learning_rate=rate)
         self.history.append(record)
         return record
 
-    def _at_rate(self, state: TrainState) -> TrainState:
-        return state._replace(learning_rate=torch.full_like(state.learning_rate, self.schedule.learning_rate))
-
     def _loss_weights(self, state: TrainState) -> dict[str, float]:
         """exp(-s) of each task, where the weights are learned."""
-        levels = self.config.model.fidelities
-        names = [
-            kind if level == levels[-1] else f"level_{level}_{kind}" for kind in ("energy", "force") for level in levels
-        ]
+        prefixes = level_prefixes(self.config.model.fidelities)
+        names = [f"{prefix}{kind}" for kind in ("energy", "force") for prefix in prefixes]
         weights = torch.exp(-state.log_variances).tolist()
         return {f"{name}_loss_weight": weight for name, weight in zip(names, weights, strict=False)}
 

@@ -48,20 +48,25 @@ def _add(sums: list[ErrorSums]) -> ErrorSums:
     return ErrorSums(absolute.sum(dim=0), squared.sum(dim=0), largest.amax(dim=0), number.sum(dim=0))
 
 
+def level_prefixes(fidelities: Sequence[int]) -> list[str]:
+    """What the names of each level's figures begin with: `level_0_`, and nothing for the highest. fidelities: (L,),
+    lowest first.
+    """
+    return [*(f"level_{level}_" for level in fidelities[:-1]), ""]
+
+
 def summary(sums: StepSums, fidelities: Sequence[int] = (0,)) -> dict[str, float]:
     """MAE, RMSE and largest error in kcal/mol, and with prefix `force_` in kcal/mol/Å; NaN over no label.
 
-    fidelities: (L,), lowest first. The highest level's errors have plain names (`energy_mae`), the others' begin with
-    their level (`level_0_energy_mae`).
+    fidelities: (L,), lowest first. The names begin with the `level_prefixes`.
     """
     found = {}
     kinds = {"energy": sums.energy} | ({} if sums.force is None else {"force": sums.force})
     for kind, errors in kinds.items():
-        for column, level in enumerate(fidelities):
+        for column, prefix in enumerate(level_prefixes(fidelities)):
             absolute, squared, largest, number = (field[column].item() for field in errors)
-            prefix = kind if column == len(fidelities) - 1 else f"level_{level}_{kind}"
             count = number or float("nan")
-            found[f"{prefix}_mae"] = KCAL_PER_MOL * absolute / count
-            found[f"{prefix}_rmse"] = KCAL_PER_MOL * (squared / count) ** 0.5
-            found[f"{prefix}_max"] = KCAL_PER_MOL * (largest if number else float("nan"))
+            found[f"{prefix}{kind}_mae"] = KCAL_PER_MOL * absolute / count
+            found[f"{prefix}{kind}_rmse"] = KCAL_PER_MOL * (squared / count) ** 0.5
+            found[f"{prefix}{kind}_max"] = KCAL_PER_MOL * (largest if number else float("nan"))
     return found

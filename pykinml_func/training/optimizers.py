@@ -32,7 +32,7 @@ def build_optimizer(training: TrainConfig) -> Optimizer:
 def sgd(momentum: float = 0.5, weight_decay: float = 0.0) -> Optimizer:
     """Gradient descent with Nesterov momentum, equal to torch.optim.SGD(nesterov=True).
 
-    Sutskever et al., ICML 2013; weight_decay adds that times the parameters to the gradient.
+    Sutskever et al., ICML 2013; weight_decay adds that times the networks' parameters to the gradient.
     """
 
     def update(
@@ -51,7 +51,7 @@ def sgd(momentum: float = 0.5, weight_decay: float = 0.0) -> Optimizer:
 def adam(weight_decay: float = 0.0) -> Optimizer:
     """Adam (Kingma and Ba, arXiv:1412.6980, algorithm 1), equal to torch.optim.Adam.
 
-    weight_decay adds that times the parameters to the gradient.
+    weight_decay adds that times the networks' parameters to the gradient.
     """
     plain = _adam_update()
 
@@ -70,8 +70,8 @@ def adamw(weight_decay: float = 0.0) -> Optimizer:
     def update(
         gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
     ) -> tuple[Trainable, OptimizerState]:
-        shrunk = tree_map(lambda p: p - (learning_rate * weight_decay).to(p.dtype) * p, trainable)
-        return plain(gradients, state, shrunk, learning_rate)
+        shrunk = tree_map(lambda p: p - (learning_rate * weight_decay).to(p.dtype) * p, trainable.networks)
+        return plain(gradients, state, trainable._replace(networks=shrunk), learning_rate)
 
     return Optimizer(lambda trainable: _zeros(trainable, 2), update)
 
@@ -95,11 +95,14 @@ def _adam_update(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
 
 
 def _penalized(gradients: Trainable, trainable: Trainable, weight_decay: float) -> Trainable:
-    """The gradients of the loss with the penalty weight_decay/2 |trainable|²."""
+    """The gradients of the loss with the penalty weight_decay/2 |networks|².
+
+    PyKinML decays the learned loss weights too, which moves them off what Kendall's rule finds; here they are left out.
+    """
     if weight_decay == 0:
         return gradients
-    penalized: Trainable = tree_map(lambda g, p: g + weight_decay * p, gradients, trainable)
-    return penalized
+    networks = tree_map(lambda g, p: g + weight_decay * p, gradients.networks, trainable.networks)
+    return gradients._replace(networks=networks)
 
 
 def _zeros(trainable: Trainable, n_moments: int) -> OptimizerState:

@@ -1,17 +1,15 @@
-"""From settings to what the epochs need: data, split, self energies, loaders, the networks to start from.
+"""From settings to what the epochs need: data, split, self energies, loaders.
 
 # M structures, L fidelity levels, S species
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import psutil
 import torch
-from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.data.batching import Packer, Source
@@ -22,20 +20,12 @@ from pykinml_func.data.loader import Loader
 from pykinml_func.data.prepared import PreparedSet, open_prepared
 from pykinml_func.data.splits import Split, make_split, make_split_from_marks
 from pykinml_func.errors import ConfigError, ElementError
-from pykinml_func.potential.energy import init_params
 from pykinml_func.potential.self_energies import SelfEnergyFit, fit_level_self_energies, subtract_self_energies
-from pykinml_func.training.checkpoint import load_model
-from pykinml_func.types import Params, Structures
+from pykinml_func.training.start import Start, read_start
+from pykinml_func.types import Structures
 
 _JACOBIAN_SHARE = 0.25
 """Part of the free memory that Jacobians may fill before `auto` takes the positions path."""
-
-
-class Start(NamedTuple):
-    """The model that training starts from."""
-
-    model_config: ModelConfig
-    params: Params
 
 
 class RunData(NamedTuple):
@@ -59,7 +49,7 @@ def open_run(config: RunConfig) -> tuple[PreparedSet, RunConfig, Start | None]:
     Raises ConfigError, DataError or ModelError for what cannot be used.
     """
     data, training = config.data, config.training
-    start = None if training.start_from is None else _start(config, training.start_from)
+    start = None if training.start_from is None else read_start(config, training.start_from)
     model = config.model if start is None else start.model_config
     try:
         prepared = open_prepared(data, model.aev, training.precision)
@@ -76,29 +66,6 @@ def open_run(config: RunConfig) -> tuple[PreparedSet, RunConfig, Start | None]:
     if training.forces:
         training = training.model_copy(update={"force_path": _force_path(training, prepared)})
     return prepared, config.model_copy(update={"data": data, "model": model, "training": training}), start
-
-
-def _start(config: RunConfig, path: Path) -> Start:
-    """The model at `path`, if it is what the settings ask for. Raises ConfigError or ModelError."""
-    model, params = load_model(path)
-    for wanted, found, names in (
-        (config.model, model, config.model.model_fields_set - {"aev"}),
-        (config.model.aev, model.aev, config.model.aev.given),
-    ):
-        for name in sorted(names):
-            if getattr(wanted, name) != getattr(found, name):
-                raise ConfigError(
-                    f"{name} must be that of the model that training starts from, got {getattr(wanted, name)}, and "
-                    f"{path} has {getattr(found, name)}; leave {name} out, or train a new model"
-                )
-    if model.n_levels != len(config.data.fidelities):
-        raise ConfigError(
-            f"{path} predicts {model.n_levels} fidelity levels, and this run asks for {len(config.data.fidelities)}; "
-            "a model cannot gain or lose levels: ask for as many, or train a new one"
-        )
-    dtype = getattr(torch, config.training.precision)
-    networks = tree_map(lambda tensor: tensor.to(dtype), params.networks)
-    return Start(model, Params(networks, params.self_energies))
 
 
 def _at_precision(training: TrainConfig, prepared: PreparedSet) -> TrainConfig:
@@ -125,19 +92,21 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     Raises ConfigError or DataError for data that cannot be trained on.
     """
     labels = training_labels(config.data, prepared.structures)
-    kept = complete_structures(config.data, labels, config.training.forces)
+    members = np.flatnonzero([prepared.marks is None or prepared.marks[str(name)] != 0 for name in labels.ids])
+    kept = complete_structures(config.data, labels, config.training.forces, members)
     split = _split(config, labels, kept, prepared.marks)
     _check_split(labels, split)
     elements = config.model.aev.elements
     species = species_of(elements, labels)
     counts = torch.from_numpy(composition(species, labels.offsets, len(elements)))
-    if start is None:
+    refitted = start is None or _levels(start.model_config) != _levels(config.model)
+    if refitted:
         _check_elements(config, counts, labels, split)
     energies = torch.from_numpy(labels.energies)
-    fit, refitted = _self_energies(config, counts[split.train], energies[split.train], start)
+    fit = _self_energies(config, counts[split.train], energies[split.train], None if refitted else start)
     targets = subtract_self_energies(fit.self_energies, counts, energies).numpy()
     source = Source(species, labels.positions, labels.offsets, len(elements), targets)
-    return RunData(labels, labels.n_structures - len(kept), split, source, fit, refitted)
+    return RunData(labels, len(members) - len(kept), split, source, fit, refitted)
 
 
 def _split(config: RunConfig, labels: Structures, kept: np.ndarray, marks: dict[str, int] | None) -> Split:
@@ -178,23 +147,32 @@ def _check_elements(config: RunConfig, counts: torch.Tensor, labels: Structures,
         absent = [symbol for symbol, found in zip(elements, trained, strict=True) if not found]
         if absent:
             kept = [symbol for symbol in elements if symbol not in absent]
+            way = f"leave it out: --elements {','.join(kept)}"
+            if config.training.start_from is not None:
+                way = "start from a model without it: self energies are fitted anew, since the levels are others"
             raise ConfigError(
                 f"every element must occur in a training structure of level {level}, and {', '.join(absent)} occurs in "
-                f"none; train on more structures, or leave it out: --elements {','.join(kept)}"
+                f"none; train on more structures, or {way}"
             )
 
 
 def _self_energies(
     config: RunConfig, counts: torch.Tensor, energies: torch.Tensor, start: Start | None
-) -> tuple[SelfEnergyFit, bool]:
-    """SAEs (L,S) of the run, and whether they were fitted here. counts: (m,S), energies: (m,L) of training."""
-    n_species = counts.shape[1]
-    if start is not None and _levels(start.model_config) == _levels(config.model):
-        return SelfEnergyFit(start.params.self_energies, n_species), False
-    if not config.data.fit_self_energies:
+) -> SelfEnergyFit:
+    """SAEs (L,S) of the run: those of `start` if there is one. counts: (m,S), energies: (m,L) of training."""
+    n_species, data = counts.shape[1], config.data
+    if start is not None:
+        refused = "fit_self_energies" in data.model_fields_set and not data.fit_self_energies
+        if refused and start.params.self_energies.any():
+            raise ConfigError(
+                f"fit_self_energies is off, and {config.training.start_from} has self energies, which training from it "
+                "keeps; leave fit_self_energies out, or train a new model"
+            )
+        return SelfEnergyFit(start.params.self_energies, n_species)
+    if not data.fit_self_energies:
         zeros = torch.zeros(energies.shape[1], n_species, dtype=torch.float64)
-        return SelfEnergyFit(zeros, n_species), True
-    return fit_level_self_energies(counts, energies), True
+        return SelfEnergyFit(zeros, n_species)
+    return fit_level_self_energies(counts, energies)
 
 
 def _levels(model: ModelConfig) -> tuple[tuple[int, ...], int | None]:
@@ -220,12 +198,3 @@ def _with_features(config: RunConfig, data: RunData, prepared: PreparedSet) -> S
     if config.training.force_path == "positions":
         return source
     return source._replace(aevs=prepared.aevs, jacobians=prepared.jacobians)
-
-
-def start_params(config: RunConfig, data: RunData, start: Start | None, device: torch.device) -> Params:
-    """The parameters before the first step: drawn from the seed, or those of the model that training starts from."""
-    generator = torch.Generator().manual_seed(config.training.seeds[1])
-    drawn = init_params(config.model, generator, getattr(torch, config.training.precision))
-    networks = drawn.networks if start is None else start.params.networks
-    params: Params = tree_map(lambda tensor: tensor.to(device), Params(networks, data.self_energies.self_energies))
-    return params

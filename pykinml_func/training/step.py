@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from pykinml_func.config import ModelConfig
+from pykinml_func.config import ModelConfig, TrainConfig
 from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces
 from pykinml_func.training.losses import (
     energy_loss,
@@ -42,6 +42,11 @@ class Objective(NamedTuple):
     def n_tasks(self, n_levels: int) -> int:
         """T, the tasks whose weights are learned: energies of each level, then forces of each."""
         return n_levels * (1 + self.forces) if self.learned else 0
+
+
+def build_objective(training: TrainConfig) -> Objective:
+    """The objective that `training` names."""
+    return Objective(training.forces, training.force_weight, training.learn_loss_weights)
 
 
 def init_state(params: Params, optimizer: Optimizer, objective: Objective, learning_rate: float) -> TrainState:

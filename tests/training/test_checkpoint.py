@@ -130,7 +130,7 @@ def test_a_checkpoint_holds_the_training_state_and_loads_as_a_model(
     config, params = load_model(path)
     assert config == chain_config
     assert_same(state.params, params)
-    found = load_checkpoint(path, adam(), "adam", 4, torch.device("cpu"))
+    found = load_checkpoint(path, adam(), "adam", 4)
     assert found.schedule == schedule
     assert found.optimizer.step.item() == 2
     assert_same(found.log_variances, state.log_variances)
@@ -144,7 +144,7 @@ def test_sgd_keeps_its_one_moment(
     state = init_state(params, sgd(), Objective(), 1e-3)
     state, _ = build_train_step(model_config, sgd(), Objective())(state, make_batch(contents="aevs"))
     save_checkpoint(tmp_path / "sgd.safetensors", model_config, state, ScheduleState(1e-3), "sgd")
-    found = load_checkpoint(tmp_path / "sgd.safetensors", sgd(), "sgd", 0, torch.device("cpu"))
+    found = load_checkpoint(tmp_path / "sgd.safetensors", sgd(), "sgd", 0)
     assert_same(found.optimizer, state.optimizer)
 
 
@@ -168,12 +168,12 @@ def test_a_state_of_other_training_is_refused(
     path = tmp_path / "epoch_00001.safetensors"
     save_checkpoint(path, model_config, trained(model_config, params, make_batch()), ScheduleState(1e-3), "adam")
     with pytest.raises(ModelError, match=told):
-        load_checkpoint(path, adam(), optimizer_name, n_tasks, torch.device("cpu"))
+        load_checkpoint(path, adam(), optimizer_name, n_tasks)
 
 
 def test_a_model_has_no_optimizer(model_file: Path) -> None:
     with pytest.raises(ModelError, match=r"must be a checkpoint to keep its optimizer, got a model alone"):
-        load_checkpoint(model_file, adam(), "adam", 0, torch.device("cpu"))
+        load_checkpoint(model_file, adam(), "adam", 0)
 
 
 def of_format_1(path: Path, **metadata: str) -> Path:
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_format_1_loads_as_a_model_and_tells_that_its_optimizer_
     path = of_format_1(model_file, training=json.dumps({"epoch": 7, "plateau": plateau}))
     assert_same(load_model(path)[1], params)
     with pytest.raises(ModelError, match=r"older version.*leave keep_optimizer out"):
-        load_checkpoint(path, adam(), "adam", 0, torch.device("cpu"))
+        load_checkpoint(path, adam(), "adam", 0)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

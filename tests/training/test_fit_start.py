@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
 from pykinml_func.errors import ConfigError, ModelError
+from pykinml_func.potential.energy import init_params
 from pykinml_func.training.checkpoint import load_model, save_model
 from pykinml_func.training.fit import fit
 from pykinml_func.types import Params
@@ -30,6 +31,11 @@ def settings(settings: Settings) -> Settings:
 def again(settings: Settings, tmp_path: Path) -> Settings:
     """Settings of the run that goes on."""
     return {**settings, "output": tmp_path / "again"}
+
+
+def without_rate(settings: Settings) -> Settings:
+    """With keep_optimizer, the rate is the checkpoint's."""
+    return {name: value for name, value in settings.items() if name != "learning_rate"}
 
 
 def checkpoint(directory: Path, epoch: int) -> Path:
@@ -94,7 +100,6 @@ def test_self_energies_are_fitted_anew_to_another_level(
         {},
         {"optimizer": "sgd", "learning_rate": 1e-3, "schedule": "exponential", "decay": 0.8},
         {**FORCES, "learn_loss_weights": True, "optimizer": "adamw", "weight_decay": 0.01},
-        {"patience": 1, "threshold": 1e6, "batch_size": 5},
         {"schedule": "step", "step_size": 2, "decay": 0.5},
     ],
 )
@@ -106,12 +111,77 @@ def test_a_kept_optimizer_goes_on_as_if_it_had_not_stopped(
     again |= training
     whole = run(settings, epochs=7, output=tmp_path / "whole")
     first = run(settings, epochs=3)
-    rest = run(again, epochs=4, start_from=checkpoint(first.directory, 3), keep_optimizer=True)
+    rest = run(without_rate(again), epochs=4, start_from=checkpoint(first.directory, 3), keep_optimizer=True)
     continued = [record | {"epoch": record["epoch"] + 3} for record in timeless(rest.history)]
     assert continued == timeless(whole.history)[3:]
     found, expected = load_file(checkpoint(rest.directory, 4)), load_file(checkpoint(whole.directory, 7))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_kept_schedule_forgets_the_best_error_of_the_other_validation_set(
+    settings: Settings, again: Settings
+) -> None:
+    """Nothing counts as improvement but the first epoch of each run, after which the rate waits for two epochs."""
+    stalled = {"patience": 1, "threshold": 1e6}
+    first = run(settings, epochs=3, **stalled)
+    path = checkpoint(first.directory, 3)
+    rest = run(without_rate(again), epochs=4, start_from=path, keep_optimizer=True, **stalled)
+    rates = [record["learning_rate"] for record in rest.history]
+    assert rates == [5e-3, 5e-3, 5e-3, 2.5e-3]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("old", "new"), [("float64", "float32"), ("float32", "float64")])
+def test_a_start_takes_the_precision_of_the_run(
+    settings: Settings, again: Settings, old: str, new: str, kept: bool
+) -> None:
+    ended = run(settings, precision=old, **FORCES, learn_loss_weights=True)
+    path, training = checkpoint(ended.directory, 4), {**FORCES, "learn_loss_weights": True, "precision": new}
+    result = run(without_rate(again) if kept else again, start_from=path, keep_optimizer=kept, **training)
+    assert {weight.dtype for weight in result.params.networks[0].weights} == {getattr(torch, new)}
+    found = load_file(checkpoint(result.directory, 4))
+    assert found["optimizer.moments.0.log_variances"].dtype == getattr(torch, new)
+
+
+def test_a_start_takes_the_precision_of_a_pre_saved_set(settings: Settings, again: Settings) -> None:
+    run(settings, precision="float32")
+    model = run(again).directory / "model.safetensors"
+    single = next(p for p in settings["prepared"].iterdir() if np.load(p / "aevs.npy").dtype == np.float32)
+    again |= {"input": (), "pre_saved": True, "prepared": single, "output": again["output"].parent / "third"}
+    result = run(again, start_from=model)
+    assert result.params.networks[0].weights[0].dtype == torch.float32
+
+
+def test_what_is_read_must_not_lie_in_the_output(settings: Settings) -> None:
+    """Or the run would replace it, and its config.toml would start from the result."""
+    ended = run(settings)
+    for change in (
+        {"start_from": ended.directory / "model.safetensors"},
+        {"split_files": (str(ended.directory / "split.txt"),), "split": (16, 4, 0)},
+    ):
+        with pytest.raises(ConfigError, match=r"output must not hold what the run reads.*choose another"):
+            fit(build_config({**settings, **change}), Listener(), overwrite=True)
+    assert (ended.directory / "model.safetensors").exists()
+
+
+def test_self_energies_that_the_start_has_cannot_be_left_out(settings: Settings, again: Settings) -> None:
+    model = run(settings).directory / "model.safetensors"
+    with pytest.raises(ConfigError, match=r"fit_self_energies is off, and .* has self energies"):
+        run(again, start_from=model, fit_self_energies=False)
+
+
+def test_an_element_without_a_new_self_energy_is_named(
+    settings: Settings, again: Settings, level_databases: Path, tmp_path: Path
+) -> None:
+    """Fitted anew for another level, it would be 0 eV."""
+    model_config, _ = load_model(run(settings).directory / "model.safetensors")
+    more = model_config.model_copy(update={"aev": model_config.aev.model_copy(update={"elements": ("C", "H", "O")})})
+    drawn = init_params(more, torch.Generator().manual_seed(0))
+    save_model(tmp_path / "more.safetensors", more, drawn)
+    inputs = {"input": (str(level_databases / "*.db"),)}
+    with pytest.raises(ConfigError, match=r"O occurs in none; .* start from a model without it"):
+        run(again, **inputs, start_from=tmp_path / "more.safetensors", fidelity=0, split=(16, 3, 3))
 
 
 def test_without_keep_optimizer_rate_and_moments_start_anew(settings: Settings, again: Settings) -> None:
@@ -132,8 +202,9 @@ def test_keep_optimizer_is_refused_where_there_is_none_that_fits(settings: Setti
     ]
     for change, told in refused:
         with pytest.raises(ModelError, match=told):
-            run(again, keep_optimizer=True, **change)
+            run(without_rate(again), keep_optimizer=True, **change)
         assert not again["output"].exists()
+        assert not list(settings["prepared"].glob("*/jacobians.npy"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pykinml_func.training.metrics import add_sums, error_sums, step_sums, summary
+from pykinml_func.training.metrics import add_sums, error_sums, level_prefixes, step_sums, summary
 from pykinml_func.types import Batch, StepSums, Structures
 
 MakeBatch = Callable[..., Batch]
@@ -64,6 +64,12 @@ def test_each_level_has_errors_of_its_own_labels(
         expected |= slow_summary(f"{prefix}energy", errors[[m for m in range(5) if m not in no_energy]])
         expected |= slow_summary(f"{prefix}force", (forces - batch.forces)[:, :, level].numpy()[atoms])
     assert summary(step_sums(batch, energies, forces), (0, 3)) == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_highest_level_has_plain_names() -> None:
+    """The highest is the last of the chain, whatever its number."""
+    assert level_prefixes([3]) == [""]
+    assert level_prefixes((5, 0, 2)) == ["level_5_", "level_0_", ""]
 
 
 def test_an_error_where_there_is_no_label_changes_nothing(make_batch: MakeBatch, chain_labelled: Structures) -> None:

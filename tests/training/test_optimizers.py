@@ -52,10 +52,13 @@ def ours(optimizer: Optimizer, start: Trainable, gradients: Sequence[Trainable],
 def torchs(
     kind: Any, start: Trainable, gradients: Sequence[Trainable], rates: Sequence[float], **options: Any
 ) -> Trainable:
+    """The networks decay, the loss weights (the last leaf) do not."""
     leaves = [leaf.clone().requires_grad_() for leaf in tree_leaves(start)]
-    optimizer = kind(leaves, lr=1.0, **options)
+    groups = [{"params": leaves[:-1]}, {"params": leaves[-1:], "weight_decay": 0.0}]
+    optimizer = kind(groups, lr=1.0, **options)
     for gradient, rate in zip(gradients, rates, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         for leaf, value in zip(leaves, tree_leaves(gradient), strict=True):
             leaf.grad = value.clone()
         optimizer.step()

@@ -1,0 +1,79 @@
+"""What training starts from: fresh networks, or those of a model or checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from pykinml_func.config import ModelConfig, RunConfig
+from pykinml_func.errors import ConfigError
+from pykinml_func.potential.energy import init_params
+from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint, load_model
+from pykinml_func.training.optimizers import build_optimizer
+from pykinml_func.training.schedules import ScheduleState
+from pykinml_func.training.step import build_objective, init_state
+from pykinml_func.types import Params, TrainState
+
+
+class Start(NamedTuple):
+    """The model that training starts from, as its file has it."""
+
+    model_config: ModelConfig
+    params: Params
+    checkpoint: Checkpoint | None
+    """where the optimizer's state is kept"""
+
+
+def read_start(config: RunConfig, path: Path) -> Start:
+    """The model or checkpoint at `path`, if it is what the settings ask for. Raises ConfigError or ModelError."""
+    model, params = load_model(path)
+    for wanted, found, names in (
+        (config.model, model, config.model.model_fields_set - {"aev"}),
+        (config.model.aev, model.aev, config.model.aev.given),
+    ):
+        for name in sorted(names):
+            if getattr(wanted, name) != getattr(found, name):
+                raise ConfigError(
+                    f"{name} must be that of the model that training starts from, got {getattr(wanted, name)}, and "
+                    f"{path} has {getattr(found, name)}; leave {name} out, or train a new model"
+                )
+    if model.n_levels != len(config.data.fidelities):
+        raise ConfigError(
+            f"{path} predicts {model.n_levels} fidelity levels, and this run asks for {len(config.data.fidelities)}; "
+            "a model cannot gain or lose levels: ask for as many, or train a new one"
+        )
+    if not config.training.keep_optimizer:
+        return Start(model, params, None)
+    n_tasks = build_objective(config.training).n_tasks(model.n_levels)
+    optimizer = build_optimizer(config.training)
+    return Start(model, params, load_checkpoint(path, optimizer, config.training.optimizer, n_tasks))
+
+
+def first_state(
+    config: RunConfig, self_energies: Tensor, start: Start | None, device: torch.device
+) -> tuple[TrainState, ScheduleState]:
+    """The state before the first step, in the precision of the run. self_energies: (L,S) eV.
+
+    Of a checkpoint's schedule the rate and the epochs done go on; its best error was that of another validation set.
+    """
+    training, dtype = config.training, getattr(torch, config.training.precision)
+
+    def placed(tree: Any) -> Any:
+        return tree_map(lambda tensor: tensor.to(device, dtype), tree)
+
+    generator = torch.Generator().manual_seed(training.seeds[1])
+    drawn = init_params(config.model, generator) if start is None else start.params
+    params = Params(placed(drawn.networks), self_energies.to(device))
+    schedule = ScheduleState(training.learning_rate)
+    if start is not None and start.checkpoint is not None:
+        schedule = ScheduleState(start.checkpoint.schedule.learning_rate, start.checkpoint.schedule.epochs)
+    state = init_state(params, build_optimizer(training), build_objective(training), schedule.learning_rate)
+    if start is None or start.checkpoint is None:
+        return state, schedule
+    kept = start.checkpoint
+    memory = kept.optimizer._replace(step=kept.optimizer.step.to(device), moments=placed(kept.optimizer.moments))
+    return state._replace(log_variances=placed(kept.log_variances), optimizer=memory), schedule
