@@ -27,7 +27,7 @@ import typer
 
 from pykinml_func.config import RunConfig
 from pykinml_func.config.aev import AEVConfig
-from pykinml_func.config.settings import build_config
+from pykinml_func.config.build import build_config
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.database import read_databases
 from pykinml_func.data.elements import composition, species_of

@@ -11,7 +11,6 @@ PyKinML's figures stand beside them as they were measured, once, on two shared c
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,15 +20,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import machine
 from pykinml_func.config import RunConfig
-from pykinml_func.config.settings import build_config
-from pykinml_func.training.fit import SilentReporter, fit, prepare
-from pykinml_func.version import __version__
+from pykinml_func.config.build import build_config
+from pykinml_func.training.fit import fit, prepare
+from pykinml_func.training.reporter import SilentReporter
 
 
 class Case(NamedTuple):
@@ -114,8 +113,7 @@ def main(
     _print(rows)
     if json_file is not None:
         command = f"python -m bench.training --data DIR --epochs {epochs} --threads {threads} --json {json_file}"
-        machine = {"cpu": _cpu(), "threads": threads, "python": platform.python_version(), "torch": torch.__version__}
-        report = {"command": command, "pykinml_func": __version__, **machine, "rows": rows}
+        report = {"command": command, **machine(), "threads": threads, "rows": rows}
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -135,13 +133,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
         extra = [f"{row[key]:.3f}" if key in row else "" for key in ("spread", "first_epoch")]
         table.add_row(row["case"], f"{row['seconds']:.3f}", *extra, f"{row['peak_bytes'] / 1e9:.2f} GB", row["pykinml"])
     Console(width=110).print(table)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from cli_calls import Ended, Run, flat, run_command
 
-from pykinml_func.cli import main
 from pykinml_func.potential.energy import energy
 from pykinml_func.training.checkpoint import load_model
 
 GIVEN = ["--elements", "C,H", "--radial-cutoff", "5.2", "--angular-cutoff", "3.8", "--beta", "0.95"]
 GIVEN += ["--n-radial", "16", "--n-angular-radial", "8", "--n-angular", "8"]
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
 
 
 class Terminal(io.StringIO):
@@ -45,19 +33,10 @@ def convert(shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     def run(*arguments: object, output: str = "new.safetensors", old: Path | None = None, answers: str = "") -> Ended:
         checkpoint = old or shared / "parity" / "pykinml_checkpoint.pt"
-        monkeypatch.setattr(sys, "argv", ["pykinml", "convert", str(checkpoint), output, *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", Terminal(answers) if answers else io.StringIO())
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capsys.readouterr())
+        return run_command(capsys, "convert", checkpoint, output, *arguments)
 
     return run
-
-
-def flat(text: str) -> str:
-    """Without line breaks and frames, so that a wrapped sentence is found."""
-    return re.sub(r"[\s│]+", " ", text)
 
 
 def assert_right(shared: Path, model: str = "new.safetensors") -> None:

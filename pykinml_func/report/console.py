@@ -32,7 +32,7 @@ from pykinml_func.report.sections import (
     split_facts,
     training_facts,
 )
-from pykinml_func.training.fit import RunResult, Setup
+from pykinml_func.training.reporter import RunResult, Setup
 
 _FEATURE_NAMES = {"aevs": "AEVs", "jacobians": "AEV Jacobians"}
 _LABEL_WIDTH = 12
@@ -42,7 +42,7 @@ _RECENT_EPOCHS = 20
 
 
 class ConsoleReporter:
-    """Prints a run as it goes and draws its figures: a `training.fit.Reporter`.
+    """Prints a run as it goes and draws its figures: a `training.reporter.Reporter`.
 
     Bars move on a terminal; elsewhere lines are printed now and then, without control characters. As a context manager
     it ends a bar that an exception left, so that an error message starts on a line of its own.

@@ -17,7 +17,8 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from pykinml_func.files import write_atomically
 from pykinml_func.report.sections import PART_NAMES
-from pykinml_func.training.fit import Predictions
+from pykinml_func.training.metrics import best_record
+from pykinml_func.training.reporter import Predictions
 from pykinml_func.units import KCAL_PER_MOL
 
 _COLOURS = {"train": "#4477AA", "valid": "#EE7733", "test": "#228833"}
@@ -95,7 +96,7 @@ def _draw_errors(axes: Axes, history: Sequence[Mapping[str, float]], kind: str, 
             filling = _COLOURS[part] if name == "rmse" else "none"
             (drawn,) = axes.plot(epochs, errors, line, color=_COLOURS[part], linewidth=1.4, label=curve)
             drawn.set(marker=marker, markerfacecolor=filling)
-    best = min(history, key=lambda record: record["valid_energy_rmse"])["epoch"]
+    best = best_record(history)["epoch"]
     axes.axvline(best, color="0.5", linewidth=1, linestyle=":", label=f"kept: epoch {best:.0f}")
     axes.set_ylabel(label, fontsize=_FONT)
     _style(axes)

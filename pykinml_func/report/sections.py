@@ -10,7 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pykinml_func.training.fit import RunResult, Setup
+from pykinml_func.data.labels import has_forces
+from pykinml_func.training.metrics import best_record, level_prefixes
+from pykinml_func.training.reporter import RunResult, Setup
 from pykinml_func.types import Networks, Structures
 
 PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
@@ -23,10 +25,9 @@ _PLAIN_LINES = 15
 
 def label_counts(structures: Structures) -> list[tuple[int, int, int]]:
     """(level, structures with an energy, structures with forces on every atom) of each fidelity level."""
-    lacking = np.isnan(structures.forces).any(axis=2)
-    with_forces = ~np.logical_or.reduceat(lacking, structures.offsets[:-1], axis=0)
-    with_energies = np.isfinite(structures.energies)
-    counts = zip(structures.levels, with_energies.sum(axis=0), with_forces.sum(axis=0), strict=True)
+    with_energies = np.isfinite(structures.energies).sum(axis=0)
+    with_forces = has_forces(structures).sum(axis=0)
+    counts = zip(structures.levels, with_energies, with_forces, strict=True)
     return [(int(level), int(energies), int(forces)) for level, energies, forces in counts]
 
 
@@ -70,13 +71,15 @@ def errors_table(result: RunResult, fidelities: Sequence[int]) -> Table:
     for kind, unit in kinds:
         for above, below in ((kind, "MAE"), (unit, "RMSE"), ("", "max")):
             table.add_column(Text(f"{above}\n{below}"), overflow="fold", justify="right", min_width=8)
+    prefixes = level_prefixes(fidelities)
     for column in reversed(range(len(fidelities))):
-        prefix = "" if column == len(fidelities) - 1 else f"level_{fidelities[column]}_"
         if len(fidelities) > 1:
             table.add_row(f"level {fidelities[column]}")
         for part in _parts(result.errors):
             errors = result.errors[part]
-            values = [errors[f"{prefix}{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")]
+            values = [
+                errors[f"{prefixes[column]}{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")
+            ]
             count = int(np.isfinite(result.predictions[part].energies[0, :, column]).sum())
             table.add_row(PART_NAMES[part], str(count), *map(_number, values))
     return table
@@ -155,7 +158,7 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
 def result_facts(result: RunResult, epochs: int) -> list[tuple[str, str]]:
     """Epochs done of `epochs`, time, the epoch whose model was kept, shapes compiled."""
     done = len(result.history)
-    best = min(result.history, key=lambda record: record["valid_energy_rmse"])
+    best = best_record(result.history)
     seconds = sum(record["seconds"] for record in result.history)
     facts = [
         ("epochs", f"{done} of {max(epochs, done)} in {seconds_text(seconds)}"),

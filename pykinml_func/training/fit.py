@@ -1,13 +1,9 @@
-"""The whole of a training run: data, split, self energies, networks, the epoch loop, the run directory.
-
-# L fidelity levels, m structures of a part of the split, a atoms in them
-"""
+"""The whole of a training run: data, split, self energies, networks, the epoch loop, the run directory."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +11,14 @@ import torch
 from pykinml_func.config import RunConfig
 from pykinml_func.config.toml import write_toml
 from pykinml_func.data.loader import Loader
-from pykinml_func.data.prepared import Advance, Contents, PreparedSet, complete
+from pykinml_func.data.prepared import Contents, PreparedSet, complete
 from pykinml_func.data.splits import write_split
 from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.threads import using_threads
 from pykinml_func.training.compilation import check_compiler, repays_compilation
 from pykinml_func.training.loop import Loop
 from pykinml_func.training.metrics import add_sums, step_sums, summary
+from pykinml_func.training.reporter import Predictions, Reporter, RunResult, Setup
 from pykinml_func.training.run_directory import claimed, clear
 from pykinml_func.training.setup import RunData, make_loaders, open_run, run_data
 from pykinml_func.training.start import Start, first_state
@@ -32,81 +29,6 @@ _SMALL_BATCH = 2**18
 """Numbers in a batch's AEVs below which several threads gain a third over one at most, and lose an order of magnitude
 where other work makes them wait for each other (50 structures of C5H5: 2**17).
 """
-
-
-class Predictions(NamedTuple):
-    """Reference and predicted values of one part of the split."""
-
-    energies: np.ndarray
-    """(2,m,L) eV, self energies subtracted: references, NaN where absent, then predictions"""
-    forces: np.ndarray | None
-    """(2,a,L,3) eV/Å"""
-
-
-class RunResult(NamedTuple):
-    """What a run found."""
-
-    directory: Path
-    params: Params
-    """of the epoch with the least validation RMSE of the energies"""
-    history: list[dict[str, float]]
-    """a record an epoch"""
-    errors: dict[str, dict[str, float]]
-    """of train, valid and test with `params`, as `metrics.summary` has them"""
-    predictions: dict[str, Predictions]
-    shapes: int
-    """shapes of batches that were compiled; 0 for an eager run"""
-    interrupted: bool = False
-    """whether Ctrl-C ended it before its last epoch"""
-
-
-class Setup(NamedTuple):
-    """A run as it stands before its first epoch."""
-
-    config: RunConfig
-    """with all that follows from the data filled in"""
-    data: RunData
-    params: Params
-    compiled: bool
-
-
-class Reporter(Protocol):
-    """Hears of a run as it goes; `report.console.ConsoleReporter` prints it and draws the figures."""
-
-    def featurizing(self, name: str, total: int) -> Advance:
-        """AEVs or Jacobians of `total` structures are about to be computed; returns what hears how many are done."""
-
-    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
-        """The prepared set is there."""
-
-    def ready(self, setup: Setup) -> None:
-        """The first epoch is next."""
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None:
-        """An epoch is done."""
-
-    def finished(self, result: RunResult) -> None:
-        """The model is written."""
-
-
-class SilentReporter:
-    """A reporter that says nothing, and the base of those that hear only a part."""
-
-    def featurizing(self, name: str, total: int) -> Advance:  # noqa: ARG002
-        """See `Reporter`, as for all methods."""
-        return lambda _: None
-
-    def prepared(self, prepared: PreparedSet, seconds: float) -> None:
-        """Nothing."""
-
-    def ready(self, setup: Setup) -> None:
-        """Nothing."""
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None:
-        """Nothing."""
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing."""
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> PreparedSet:
@@ -157,16 +79,29 @@ def _train(
     start: Start | None,
     batch_atoms: float,
 ) -> RunResult:
-    """The epochs and what is written of them."""
-    training, directory = config.training, config.training.output
+    """The epochs, and the errors of the model that is kept."""
+    training = config.training
     device = loaders["train"].packer.device
     state, schedule = first_state(config, data.self_energies.self_energies, start, device)
     path = training.force_path if training.forces else None
     n_steps = training.epochs * loaders["train"].n_batches
     compiled = repays_compilation(training.compile, path, n_steps, batch_atoms)
-    loop, interrupted = Loop(config, loaders, state, schedule, compiled), False
+    loop = Loop(config, loaders, state, schedule, compiled)
     reporter.ready(Setup(config, data, state.params, compiled))
+    interrupted = _run_epochs(config, reporter, data, loop)
+    found = {
+        part: _predict(config, loader, loop.best) for part, loader in loaders.items() if len(loader.packer.members)
+    }
+    errors = {part: errors for part, (_, errors) in found.items()}
+    predictions = {part: predictions for part, (predictions, _) in found.items()}
+    result = RunResult(config.training.output, loop.best, loop.history, errors, predictions, loop.shapes, interrupted)
+    reporter.finished(result)
+    return result
 
+
+def _run_epochs(config: RunConfig, reporter: Reporter, data: RunData, loop: Loop) -> bool:
+    """Every epoch, and what is written of it. Returns whether Ctrl-C ended it."""
+    training, directory = config.training, config.training.output
     try:
         while loop.epoch < training.epochs:
             record = loop.run_epoch()
@@ -183,21 +118,14 @@ def _train(
     except KeyboardInterrupt:
         if loop.epoch == 0:
             raise
-        interrupted = True
         loop.save(directory)
         loop.save_checkpoint(directory)
+        return True
     except PyKinMLError:
         if loop.epoch > 0:
             loop.save(directory)
         raise
-    found = {
-        part: _predict(config, loader, loop.best) for part, loader in loaders.items() if len(loader.packer.members)
-    }
-    errors = {part: errors for part, (_, errors) in found.items()}
-    predictions = {part: predictions for part, (predictions, _) in found.items()}
-    result = RunResult(directory, loop.best, loop.history, errors, predictions, loop.shapes, interrupted)
-    reporter.finished(result)
-    return result
+    return False
 
 
 def _check_output(config: RunConfig) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ def level_prefixes(fidelities: Sequence[int]) -> list[str]:
     lowest first.
     """
     return [*(f"level_{level}_" for level in fidelities[:-1]), ""]
+
+
+def best_record(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The record of the epoch whose model is kept: the first of the least validation RMSE of the energies."""
+    return min(history, key=lambda record: record["valid_energy_rmse"])
 
 
 def summary(sums: StepSums, fidelities: Sequence[int] = (0,)) -> dict[str, float]:

@@ -22,7 +22,8 @@ from pykinml_func.potential.energy import init_params
 from pykinml_func.potential.self_energies import SelfEnergyFit
 from pykinml_func.report.console import ConsoleReporter
 from pykinml_func.report.sections import errors_table, is_milestone, label_counts
-from pykinml_func.training.fit import Predictions, RunResult, Setup, fit
+from pykinml_func.training.fit import fit
+from pykinml_func.training.reporter import Predictions, RunResult, Setup
 from pykinml_func.training.setup import RunData
 from pykinml_func.types import Structures
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pykinml_func.report.plots import draw_learning_curve, draw_parity, learning_curve, parity_figure, thin
-from pykinml_func.training.fit import Predictions
+from pykinml_func.training.reporter import Predictions
 from pykinml_func.units import KCAL_PER_MOL
 
 

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config.build import build_config
 from pykinml_func.data.prepared import PreparedSet
-from pykinml_func.training.fit import RunResult, Setup, fit
+from pykinml_func.training.fit import fit
+from pykinml_func.training.reporter import RunResult, Setup
 
 Settings = dict[str, Any]
 
