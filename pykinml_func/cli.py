@@ -259,8 +259,8 @@ def convert(
     was trained with delta. Example: pykinml convert model-0009.pt c5h5.safetensors --elements C,H
     """
     _check_new_model(output, overwrite)
-    from pykinml_func.config.names import canonical
     from pykinml_func.config.build import build_config
+    from pykinml_func.config.names import canonical
     from pykinml_func.report.conversion import print_conversion, settings_not_in_checkpoint
     from pykinml_func.training.checkpoint import save_model
     from pykinml_func.training.pykinml_checkpoint import convert_pykinml, read_pykinml_checkpoint

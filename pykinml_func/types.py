@@ -27,7 +27,7 @@ class Structures(NamedTuple):
     offsets: np.ndarray
     """(M+1,): the atoms of structure m are offsets[m]:offsets[m+1]"""
     levels: np.ndarray
-    """(L,) fidelity levels, ascending"""
+    """(L,) fidelity levels, a column of the labels each: ascending as read, in the order of a run in its labels"""
     energies: np.ndarray
     """(M,L) eV, NaN where absent"""
     forces: np.ndarray

@@ -17,8 +17,8 @@ from cli_calls import SMALL, Ended, Run, call, flat, run_command
 
 import pykinml_func
 from pykinml_func.config import RunConfig
-from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
 from pykinml_func.config.build import build_config
+from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
 from pykinml_func.config.toml import read_toml, write_toml
 from pykinml_func.data.database import write_database
 from pykinml_func.types import Structures

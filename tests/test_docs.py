@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pykinml_func.cli import main
-from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES, shown
 from pykinml_func.config.build import build_config
+from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES, shown
 
 GUIDE = (Path(__file__).parents[1] / "docs/from_pykinml.md").read_text(encoding="utf-8")
 

@@ -25,7 +25,7 @@ class AEVConfig(Frozen):
     """
 
     elements: tuple[str, ...] = Field(
-        (), description="element symbols, in the order of the networks; default: those of the formulas"
+        (), description="element symbols, in the order of the networks; default: those of the data"
     )
     radial_cutoff: PositiveFloat = Field(5.2, description="radial cutoff [Å]")
     angular_cutoff: PositiveFloat = Field(3.8, description="angular cutoff [Å]")
@@ -104,10 +104,15 @@ class AEVConfig(Frozen):
         return AEVConfig(**{name: value for name, value in self if name not in GRID_FIELDS})
 
     @property
+    def own_grids(self) -> set[str]:
+        """The fields of the grids that differ from aevmod's rule."""
+        rule = self.by_rule()
+        return {name for name in GRID_FIELDS if getattr(self, name) != getattr(rule, name)}
+
+    @property
     def given(self) -> set[str]:
         """The fields that were set, not filled in."""
-        rule = self.by_rule()
-        filled = {name for name in GRID_FIELDS if getattr(self, name) == getattr(rule, name)}
+        filled = {*GRID_FIELDS} - self.own_grids
         return self.model_fields_set - filled - (set() if self.elements else {"elements"})
 
     @property

@@ -191,4 +191,11 @@ class RunConfig(Frozen):
                 either=("learn_loss_weights",),
                 given=("forces", "multi_fidelity"),
             )
+        own = tuple(sorted(model.aev.own_grids))
+        if self.data.aev_backend == "aevmod" and own:
+            raise ContradictionError(
+                f"aev_backend aevmod and {', '.join(own)} contradict each other: aevmod computes only the grids of its "
+                "own rule; leave one of them out",
+                either=("aev_backend", *own),
+            )
         return self

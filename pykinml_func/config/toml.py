@@ -19,8 +19,9 @@ from pykinml_func.files import write_atomically
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Settings of a TOML file, flat, under the file's names; `PATH_LISTS` become relative to the file's folder.
+    """Settings of a TOML file, flat, under the file's names.
 
+    input, split_files and start_from are meant from the file's folder, other paths from where the command runs.
     Sections ([data], [model], [model.aev], [training]) are for the reader: a setting may stand in any, or at the top.
     Raises ConfigError for a file that cannot be read, another section, or a setting that stands in two places.
     """
@@ -51,6 +52,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         if name in flat and isinstance(flat[name].value, list):
             resolve = _from_folder if name == "input" else _beside
             given[flat[name].name] = [resolve(path.parent, str(entry)) for entry in flat[name].value]
+    if "start_from" in flat and isinstance(flat["start_from"].value, str):
+        given[flat["start_from"].name] = _beside(path.parent, flat["start_from"].value)
     return given
 
 
@@ -95,8 +98,7 @@ def write_toml(path: Path, config: RunConfig) -> None:
     }
     if config.training.start_from is not None:
         tree["training"]["start_from"] = str(config.training.start_from.absolute())
-    aev, rule = config.model.aev, config.model.aev.by_rule()
-    own = {name for name in GRID_FIELDS if getattr(aev, name) != getattr(rule, name)}
+    own = config.model.aev.own_grids
     for name in {*GRID_FIELDS} - own | {count for count, grid in GRIDS.items() if grid in own}:
         del tree["model"]["aev"][name]
     for name in DERIVED:

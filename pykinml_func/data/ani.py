@@ -13,7 +13,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from ase.data import chemical_symbols
 from ase.units import Hartree
 
 from pykinml_func.data.hdf5 import open_hdf5
@@ -38,13 +37,6 @@ _FORCES = ("forces", "force")
 def is_ani(file: h5py.File) -> bool:
     """Whether some group holds a molecule's conformers."""
     return bool(_groups(file))
-
-
-def ani_elements(path: Path) -> set[str]:
-    """Symbols of all atoms. Raises DataError."""
-    with open_hdf5(path) as file:
-        numbers = [_numbers(group, f"{path}, {group.name}").reshape(-1) for group in _groups(file)]
-    return {chemical_symbols[number] for number in np.unique(np.concatenate(numbers))}
 
 
 def read_ani(path: Path, query: Query) -> Found:

@@ -37,11 +37,6 @@ def read_ase(path: Path, query: Query) -> Found:
     return select((_row(path, frame, sources) for frame in frames), query)
 
 
-def ase_elements(path: Path) -> set[str]:
-    """Symbols of all atoms. Raises DataError."""
-    return {symbol for frame in _frames(path) for symbol in frame.atoms.symbols}
-
-
 def ase_contents(path: Path, query: Query) -> str:
     """What a file holds, for an error message."""
     frames = _frames(path)

@@ -62,6 +62,11 @@ class Packer:
     def _tables(self) -> _Tables:
         return _Tables(self.source, self.members)
 
+    @cached_property
+    def _unit_offsets(self) -> np.ndarray:
+        """(M+1,): where Jacobians begin in `Source.jacobians`, for D = 1."""
+        return jacobian_offsets(self._sizes, 1)
+
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """The structures at `order`, cut into consecutive batches; the last is padded to the size of the others."""
         return (self.pack(index) for index in self.cut(order))
@@ -157,14 +162,13 @@ class Packer:
     def _jacobians(self, flat: np.ndarray, index: np.ndarray, length: int) -> Tensor:
         """(M, n*D, 3n) of the structures at `index`. flat: `Source.jacobians`."""
         n = self.largest
-        starts, uniform = jacobian_offsets(self._sizes, length), (self._sizes[index] == n).all()
-        full = uniform and len(index) == self.batch_size
+        full = (self._sizes[index] == n).all() and len(index) == self.batch_size
         out = (torch.empty if full else torch.zeros)(self.batch_size, n * length, 3 * n, dtype=self.dtype)
         view = out.numpy().reshape(self.batch_size, n, length, 3 * n)
         for m, structure in enumerate(index):
             size = self._sizes[structure]
-            block = flat[starts[structure] : starts[structure + 1]]
-            view[m, :size, :, : 3 * size] = block.reshape(size, length, 3 * size)
+            start, end = length * self._unit_offsets[structure : structure + 2]
+            view[m, :size, :, : 3 * size] = flat[start:end].reshape(size, length, 3 * size)
         return out.to(self.device)
 
     def _spread(self, values: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> Tensor:

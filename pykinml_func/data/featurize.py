@@ -27,6 +27,15 @@ def jacobian_offsets(sizes: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(3 * length * sizes.astype(np.int64) ** 2)])
 
 
+def check_backend(config: AEVConfig, backend: str) -> None:
+    """Raises ConfigError where the backend cannot compute these AEVs."""
+    if backend == "aevmod" and config.own_grids:
+        raise ConfigError(
+            f"aevmod computes only the grids of its own rule, got others ({', '.join(sorted(config.own_grids))}); "
+            "leave them out, or take aev_backend native"
+        )
+
+
 @using_threads(1)  # of many small operations several threads would make more work than they share
 def fill_aevs(
     config: AEVConfig, structures: Structures, backend: str, out: np.ndarray, advance: Callable[[int], None]
@@ -101,10 +110,6 @@ def _aevmod_jacobians(config: AEVConfig, species: np.ndarray, positions: np.ndar
 def _aevmod(method: str, config: AEVConfig, species: np.ndarray, positions: np.ndarray) -> np.ndarray:
     import aevmod
 
-    if config != config.by_rule():
-        raise ConfigError(
-            "aevmod computes only its own grids, got others; leave the grids out, or take aev_backend native"
-        )
     cutoffs = [config.radial_cutoff, config.angular_cutoff]
     shells = (config.n_radial, config.n_angular_radial, config.n_angular)
     calculator = aevmod.aev(list(config.elements), *shells, cutoffs, beta=config.beta)

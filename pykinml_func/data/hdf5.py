@@ -43,12 +43,6 @@ def pykinml_kind(file: h5py.File) -> str | None:
     return "pca" if "PCA" in file else "aev"
 
 
-def hdf5_elements(path: Path) -> set[str]:
-    """Symbols of all atoms. Raises DataError."""
-    with open_hdf5(path) as file:
-        return {symbol for symbols in _symbols(_group(file, path)) for symbol in symbols}
-
-
 def read_hdf5(path: Path, query: Query) -> Found:
     """The structures of one file; their labels belong to the query's main level. Raises DataError."""
     with open_hdf5(path) as file:
@@ -114,7 +108,7 @@ def _forces(group: h5py.Group) -> Sequence[np.ndarray] | None:
     """Flat forces (3n) of each structure.
 
     `met_f` is what the source held. PyKinML writes an `ff` without forces too: of whatever was in memory, one row for
-    all structures.
+    all structures, so that an `ff` of one structure may be either.
     """
     if "met_f" in group:
         return group["met_f"][()]
@@ -123,7 +117,7 @@ def _forces(group: h5py.Group) -> Sequence[np.ndarray] | None:
     rows = [np.asarray(row) for row in group["ff"][()].reshape(-1)]
     sizes: Any = group["xfp"][()] - group["xip"][()]
     whole = len(rows) == len(sizes) and all(len(row) == 3 * size for row, size in zip(rows, sizes, strict=True))
-    alike = len(rows) > 1 and all(np.array_equal(row, rows[0]) for row in rows)
+    alike = all(np.array_equal(row, rows[0]) for row in rows)
     return rows if whole and not alike else None
 
 

@@ -11,7 +11,7 @@ from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
 from pykinml_func.errors import ConfigError, DataError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -20,14 +20,11 @@ class Manifest(NamedTuple):
 
     made_by: dict[str, Any]
     """all that decides what is in the set, and so names it"""
+    aev: AEVConfig
+    """the settings of its AEVs, elements filled in"""
     checksums: dict[str, int]
     sources: tuple[str, ...]
     """a line on each input file"""
-
-    @property
-    def aev(self) -> AEVConfig:
-        """The settings of its AEVs, elements filled in."""
-        return AEVConfig(**self.made_by["aev"])
 
     @property
     def backend(self) -> str:
@@ -44,7 +41,8 @@ class Manifest(NamedTuple):
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write it into the set's directory."""
-    (directory / MANIFEST).write_text(json.dumps(manifest._asdict(), indent=1))
+    content = manifest._asdict() | {"aev": manifest.aev.model_dump(mode="json")}
+    (directory / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -52,10 +50,10 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         found = json.loads(path.read_text())
-        manifest = Manifest(found["made_by"], found["checksums"], tuple(found["sources"]))
-        if manifest.made_by["format"] != FORMAT:
+        if found["made_by"]["format"] != FORMAT:
             raise DataError(f"{directory} was prepared by another version of pykinml; prepare it again")
-        _ = manifest.aev, manifest.summary
+        manifest = Manifest(found["made_by"], AEVConfig(**found["aev"]), found["checksums"], tuple(found["sources"]))
+        _ = manifest.summary
     except DataError:
         raise
     except (ValueError, KeyError, TypeError):
@@ -94,8 +92,11 @@ def _summary(directory: Path) -> str:
         return str(error)
 
 
-def filled_in(data: DataConfig, aev: AEVConfig, manifest: Manifest, path: Path) -> DataConfig:
-    """`data` with all that the set decides. Raises ConfigError where the user gave another value for some of it."""
+def data_config_of_set(data: DataConfig, aev: AEVConfig, manifest: Manifest, path: Path) -> DataConfig:
+    """`data` with all that the set at `path` decides, and that path, so that a rerun finds it among others too.
+
+    Raises ConfigError where the user gave another value for some of it.
+    """
     made_by, given = manifest.made_by, data.model_fields_set
     fidelity = data.fidelity if "fidelity" in given else made_by["levels"][-1]
     asked = (*data.low_fidelity, fidelity)
@@ -113,7 +114,7 @@ def filled_in(data: DataConfig, aev: AEVConfig, manifest: Manifest, path: Path) 
     for name in sorted(aev.given):
         if getattr(aev, name) != getattr(manifest.aev, name):
             raise _contradiction(name, getattr(aev, name), getattr(manifest.aev, name), path)
-    return data.model_copy(update={"fidelity": fidelity, **found})
+    return data.model_copy(update={"fidelity": fidelity, "prepared": path, **found})
 
 
 def _contradiction(name: str, asked: object, found: object, path: Path) -> ConfigError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,23 +17,25 @@ from tempfile import mkdtemp
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
+from pykinml_func.data.checked_arrays import CHECKSUM, checksum_of, open_array, open_computed
 from pykinml_func.data.elements import ordered_elements, species_of
-from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_offsets
 from pykinml_func.data.manifest import (
     FORMAT,
     MANIFEST,
     Manifest,
     corrupted,
-    filled_in,
+    data_config_of_set,
     find_set,
     read_manifest,
     write_manifest,
 )
 from pykinml_func.data.rows import some, source_label
-from pykinml_func.data.sources import find_inputs, input_elements, input_format, read_inputs
+from pykinml_func.data.sources import find_inputs, input_format, read_inputs
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.files import write_atomically
@@ -48,9 +49,6 @@ Advance = Callable[[int], None]
 
 Featurizing = Callable[[str, int], Advance]
 """Hears what ('aevs', 'jacobians') is about to be computed, and for how many structures."""
-
-_CHECKSUM = ".crc32"
-_CHUNK = 2**24
 
 
 class PreparedSet(NamedTuple):
@@ -74,12 +72,12 @@ class PreparedSet(NamedTuple):
     @property
     def aevs(self) -> np.ndarray:
         """(A,D), memory-mapped. Raises DataError where it is not what `complete` wrote."""
-        return _open_computed(self.path / "aevs.npy")
+        return open_computed(self.path / "aevs.npy")
 
     @property
     def jacobians(self) -> np.ndarray:
         """Flat, memory-mapped; see `featurize.jacobian_offsets`. Raises DataError where it is not what was written."""
-        return _open_computed(self.path / "jacobians.npy")
+        return open_computed(self.path / "jacobians.npy")
 
 
 def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
@@ -88,17 +86,14 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
     With `data.pre_saved` the set that is there, whatever its settings and precision are, as long as none was given
     that it contradicts. Raises ConfigError or DataError.
     """
+    _check_directory(data.prepared)
     if data.pre_saved:
         return _open_pre_saved(data, aev)
-    paths = find_inputs(data.input)
-    formats = {path: input_format(path, data.input_type) for path in paths}
-    if not aev.elements:
-        symbols = (symbol for path in paths for symbol in input_elements(path, formats[path]))
-        aev = aev.model_copy(update={"elements": ordered_elements(symbols)})
-    marks = _read_marks(data)
+    check_backend(aev, data.aev_backend)
+    paths, marks = find_inputs(data.input), _read_marks(data)
     made_by = {
         "format": FORMAT,
-        "inputs": {source_label(path): [formats[path], _digest(path)] for path in paths},
+        "inputs": {source_label(path): [input_format(path, data.input_type), *_digests(path)] for path in paths},
         "levels": list(data.levels),
         "names": sorted(data.names),
         "temperature": data.temperature,
@@ -107,22 +102,48 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
         "backend": data.aev_backend if data.aev_backend == "native" else f"aevmod {version('aevmod')}",
         "precision": precision,
     }
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    path = data.prepared / key[:16]
+    path = _path(data.prepared, made_by, aev)
     reused = (path / MANIFEST).exists()
     if not reused:
         ids = None if marks is None else list(marks)
         structures, sources = read_inputs(
             paths, data.levels, data.names, data.temperature, ids, input_type=data.input_type
         )
-        _create(path, made_by, structures, sources, aev.elements)
+        _create(path, made_by, structures, sources, _with_elements(aev, structures))
     return _open_set(path, read_manifest(path), data, reused)
+
+
+def _check_directory(directory: Path) -> None:
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"prepared must be a directory, got {directory}, and {there} is a file; name another one")
+
+
+def _path(directory: Path, made_by: dict[str, Any], aev: AEVConfig) -> Path:
+    """Where the set is or goes; to give the elements that the data have is to give none."""
+    if aev.elements:
+        own = directory / _key(made_by | {"aev": made_by["aev"] | {"elements": []}})
+        if (own / MANIFEST).exists() and read_manifest(own).aev.elements == aev.elements:
+            return own
+    return directory / _key(made_by)
+
+
+def _key(made_by: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _with_elements(aev: AEVConfig, structures: Structures) -> AEVConfig:
+    """`aev` with the elements of the structures, where none are given."""
+    if aev.elements:
+        return aev
+    symbols = (chemical_symbols[number] for number in np.unique(structures.numbers))
+    return aev.model_copy(update={"elements": ordered_elements(symbols)})
 
 
 def _open_pre_saved(data: DataConfig, aev: AEVConfig) -> PreparedSet:
     path = find_set(data.prepared)
     manifest = read_manifest(path)
-    prepared = _open_set(path, manifest, filled_in(data, aev, manifest, path), reused=True)
+    prepared = _open_set(path, manifest, data_config_of_set(data, aev, manifest, path), reused=True)
     marks = _read_marks(data)
     if marks is None:
         return prepared
@@ -144,7 +165,7 @@ def _open_set(path: Path, manifest: Manifest, data: DataConfig, reused: bool) ->
     missing = set(Structures._fields) - set(manifest.checksums)
     if missing:
         raise corrupted(path / MANIFEST)
-    arrays = {name: _open(path / f"{name}.npy", manifest.checksums[name]) for name in Structures._fields}
+    arrays = {name: open_array(path / f"{name}.npy", manifest.checksums[name]) for name in Structures._fields}
     structures = Structures(**{name: np.array(array) for name, array in arrays.items()})
     made_by = manifest.made_by
     found = (manifest.aev, manifest.backend, str(made_by["precision"]))
@@ -179,24 +200,24 @@ def _compute(
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=prepared.precision, shape=shape)
         fill(prepared.aev, prepared.structures, prepared.backend, out, advance)
         out.flush()
-        checksum = str(_checksum(out))
-        write_atomically(target.with_suffix(_CHECKSUM), lambda beside: beside.write_text(checksum))
+        checksum = str(checksum_of(out))
+        write_atomically(target.with_suffix(CHECKSUM), lambda beside: beside.write_text(checksum))
 
     write_atomically(target, write)
 
 
 def _create(
-    path: Path, made_by: dict[str, Any], structures: Structures, sources: tuple[str, ...], elements: tuple[str, ...]
+    path: Path, made_by: dict[str, Any], structures: Structures, sources: tuple[str, ...], aev: AEVConfig
 ) -> None:
     """Write the directory under a temporary name, then rename it; another process that was first wins."""
-    species_of(elements, structures)
+    species_of(aev.elements, structures)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, array in structures._asdict().items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        checksums = {name: _checksum(array) for name, array in structures._asdict().items()}
-        write_manifest(temporary, Manifest(made_by, checksums, sources))
+        checksums = {name: checksum_of(array) for name, array in structures._asdict().items()}
+        write_manifest(temporary, Manifest(made_by, aev, checksums, sources))
         temporary.chmod(0o755)
         if path.exists() and not (path / MANIFEST).exists():
             shutil.rmtree(path)
@@ -209,39 +230,11 @@ def _create(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _open_computed(path: Path) -> np.ndarray:
-    """AEVs or Jacobians, checked against the checksum beside them. Raises DataError."""
-    try:
-        checksum = int(path.with_suffix(_CHECKSUM).read_text())
-    except (FileNotFoundError, ValueError):
-        raise corrupted(path) from None
-    return _open(path, checksum)
-
-
-def _open(path: Path, checksum: int) -> np.ndarray:
-    """The array at `path`, memory-mapped. Raises DataError where it is not what was written there."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
-        raise corrupted(path) from None
-    if _checksum(array) != checksum:
-        raise corrupted(path)
-    return array
-
-
-def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of shape, number format and contents."""
-    checksum = zlib.crc32(f"{array.shape} {array.dtype}".encode())
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    for start in range(0, len(flat), _CHUNK):
-        checksum = zlib.crc32(flat[start : start + _CHUNK].data, checksum)
-    return checksum
-
-
-def _digest(path: Path) -> str:
-    """Hash of a file's bytes, those of a database not yet folded into it (write-ahead log, journal) included."""
-    digest = hashlib.sha256()
+def _digests(path: Path) -> list[str]:
+    """Hashes of a file, and of what is not yet folded into it where it is a database (write-ahead log, journal)."""
+    digests = []
     for part in (path, Path(f"{path}-wal"), Path(f"{path}-journal")):
         if part.exists():
-            digest.update(part.read_bytes())
-    return digest.hexdigest()
+            with part.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests

@@ -112,11 +112,13 @@ def checked(row: Row, where: str, fields: Sequence[str] = ("positions", "energy"
 
 def _checked_array(value: Any, where: str, n_atoms: int, why: str) -> np.ndarray:
     array = np.asarray(value)
-    if array.shape != (n_atoms, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise DataError(
-            f"{where} must be {n_atoms} x 3 finite numbers ({why or 'a row an atom'}), got {array.dtype} of shape "
-            f"{array.shape}"
-        )
+    expected = f"{where} must be {n_atoms} x 3 finite numbers ({why or 'a row an atom'})"
+    if array.shape != (n_atoms, 3) or array.dtype.kind not in "fiu":
+        raise DataError(f"{expected}, got {array.dtype} of shape {array.shape}")
+    wrong = np.argwhere(~np.isfinite(array))
+    if wrong.size:
+        atom, axis = wrong[0]
+        raise DataError(f"{expected}, got {array[atom, axis]} for {'xyz'[axis]} of atom {atom}; correct or delete it")
     return array.astype(np.float64)
 
 

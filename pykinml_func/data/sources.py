@@ -14,10 +14,10 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from pykinml_func.data.ani import ani_contents, ani_elements, is_ani, read_ani
-from pykinml_func.data.ase_files import SOURCE, SQLITE_MAGIC, ase_contents, ase_elements, read_ase, read_images
-from pykinml_func.data.database import database_contents, formula_symbols, read_database
-from pykinml_func.data.hdf5 import hdf5_contents, hdf5_elements, open_hdf5, pykinml_kind, read_hdf5
+from pykinml_func.data.ani import ani_contents, is_ani, read_ani
+from pykinml_func.data.ase_files import SOURCE, SQLITE_MAGIC, ase_contents, read_ase, read_images
+from pykinml_func.data.database import database_contents, read_database
+from pykinml_func.data.hdf5 import hdf5_contents, open_hdf5, pykinml_kind, read_hdf5
 from pykinml_func.data.rows import Found, Query, collect, source_label
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
@@ -25,7 +25,6 @@ from pykinml_func.types import Structures
 
 class _Format(NamedTuple):
     title: str
-    elements: Callable[[Path], Iterable[str]]
     read: Callable[[Path, Query], Found]
     contents: Callable[[Path, Query], str]
     energies: str = "energies eV"
@@ -33,13 +32,11 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    "sqlite": _Format("PyKinML database", formula_symbols, read_database, database_contents),
-    "aev": _Format("PyKinML HDF5 of AEVs", hdf5_elements, read_hdf5, hdf5_contents),
-    "pca": _Format("PyKinML HDF5 of projected AEVs", hdf5_elements, read_hdf5, hdf5_contents),
-    "ani": _Format(
-        "ANI HDF5", ani_elements, read_ani, ani_contents, "energies Hartree -> eV", "forces Hartree/Å -> eV/Å"
-    ),
-    "ase": _Format("read by ASE", ase_elements, read_ase, ase_contents),
+    "sqlite": _Format("PyKinML database", read_database, database_contents),
+    "aev": _Format("PyKinML HDF5 of AEVs", read_hdf5, hdf5_contents),
+    "pca": _Format("PyKinML HDF5 of projected AEVs", read_hdf5, hdf5_contents),
+    "ani": _Format("ANI HDF5", read_ani, ani_contents, "energies Hartree -> eV", "forces Hartree/Å -> eV/Å"),
+    "ase": _Format("read by ASE", read_ase, ase_contents),
 }
 
 
@@ -124,11 +121,6 @@ def _sniff_hdf5(path: Path) -> str:
     return found
 
 
-def input_elements(path: Path, input_type: str = "auto") -> set[str]:
-    """The symbols of all atoms of a file. Raises DataError."""
-    return set(_FORMATS[input_format(path, input_type)].elements(path))
-
-
 def read_inputs(
     paths: Sequence[Path],
     levels: Sequence[int],
@@ -142,14 +134,30 @@ def read_inputs(
 
     levels: labels of a file that names no level belong to the last of them; names: SQL LIKE patterns, of which one
     must match; temperature: K; ids: 'LABEL/row', each of which must be there. Nothing is ever unpickled. Raises
-    DataError for a file, a row or an id that cannot be used.
+    DataError for a file, a row or an id that cannot be used, and for a level at which no structure has an energy.
     """
     query = Query(levels, names, temperature, None if ids is None else set(ids))
     formats = {path: _FORMATS[input_format(path, input_type)] for path in paths}
     found = {path: form.read(path, query) for path, form in formats.items()}
     rows = [row for one in found.values() for row in one.rows]
-    structures = collect(rows, query, paths, lambda path: formats[path].contents(path, query))
+
+    def holds(path: Path) -> str:
+        return formats[path].contents(path, query)
+
+    structures = collect(rows, query, paths, holds)
+    _check_levels(structures, paths, holds)
     return structures, tuple(_line(path, formats[path], one) for path, one in found.items())
+
+
+def _check_levels(structures: Structures, paths: Sequence[Path], holds: Callable[[Path], str]) -> None:
+    """Raises DataError for a level at which no structure has an energy. holds: what a file has, for the message."""
+    empty = np.isnan(structures.energies).all(axis=0)
+    if empty.any():
+        absent, there = (", ".join(map(str, structures.levels[chosen])) for chosen in (empty, ~empty))
+        raise DataError(
+            f"every level of fidelity and low_fidelity must have energies, got none at level {absent} and some at "
+            f"{there}; the files hold {'; '.join(map(holds, paths))}"
+        )
 
 
 def _line(path: Path, form: _Format, found: Found) -> str:

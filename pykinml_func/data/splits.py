@@ -62,7 +62,7 @@ def make_split(split: Sequence[float], strata: np.ndarray, seed: int) -> Split:
     strata: (M,) kinds of structures, of each of which every part gets its share.
     """
     counts = _counts(split, len(strata))
-    return _slices(_shuffled(np.arange(len(strata)), strata, np.random.default_rng(seed)), counts)
+    return _slices(_shuffled(np.arange(len(strata)), strata, counts, np.random.default_rng(seed)), counts)
 
 
 def make_split_from_marks(split: Sequence[float], marks: Sequence[int], strata: np.ndarray, seed: int) -> Split:
@@ -82,7 +82,8 @@ def make_split_from_marks(split: Sequence[float], marks: Sequence[int], strata: 
             f"ones, and the split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
         )
     generator = np.random.default_rng(seed)
-    shuffled = _slices(_shuffled(learn, strata, generator), (n_train, n_valid, 0))
+    counts = n_train, n_valid, 0
+    shuffled = _slices(_shuffled(learn, strata, counts, generator), counts)
     return shuffled._replace(test=test if n_test == 0 else np.sort(generator.permutation(test)[:n_test]))
 
 
@@ -100,17 +101,38 @@ def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
     return ends[0], ends[1] - ends[0], ends[2] - ends[1]
 
 
-def _shuffled(members: np.ndarray, strata: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A permutation of `members` (k,) in which each stratum is spread evenly, so that any slice holds its share."""
+def _shuffled(
+    members: np.ndarray, strata: np.ndarray, counts: tuple[int, int, int], generator: np.random.Generator
+) -> np.ndarray:
+    """A permutation of `members` (k,), whose slices of `counts` hold their shares of each stratum, spread evenly."""
     permutation = generator.permutation(members)
     kinds = strata[permutation]
     if (kinds == kinds[:1]).all():
         return permutation
+    left = np.array([*counts, len(members) - sum(counts)])
     place = np.empty(len(permutation))
-    for kind in np.unique(kinds):
+    values, numbers = np.unique(kinds, return_counts=True)
+    for kind in values[np.argsort(numbers, kind="stable")]:  # the rarest chooses first
         of_kind = np.flatnonzero(kinds == kind)
-        place[of_kind] = (np.arange(len(of_kind)) + generator.random()) / len(of_kind)
-    return permutation[np.argsort(place)]
+        shares = _shares(len(of_kind), left)
+        left -= shares
+        place[of_kind] = np.concatenate([part + (np.arange(n) + 0.5) / n for part, n in enumerate(shares) if n])
+    return permutation[np.argsort(place, kind="stable")]
+
+
+def _shares(number: int, left: np.ndarray) -> np.ndarray:
+    """(4,) how many of a stratum's structures the parts and the rest get, in proportion to what they have left.
+
+    A part whose due is half a structure or more gets one, at the cost of the part that has most.
+    """
+    due = number * left / left.sum()
+    shares = np.floor(due).astype(int)
+    shares[:-1] = np.maximum(shares[:-1], due[:-1] >= 0.5)
+    while shares.sum() > number:
+        shares[len(shares) - 1 - np.argmax(shares[::-1])] -= 1  # of equals the last
+    while shares.sum() < number:
+        shares[np.argmax(due - shares)] += 1
+    return shares
 
 
 def _slices(permutation: np.ndarray, counts: tuple[int, int, int]) -> Split:

@@ -65,6 +65,15 @@ def test_a_level_sees_something() -> None:
         RunConfig(model={"pass_aev": False, "pass_energy": False})  # type: ignore[arg-type]
 
 
+def test_aevmod_computes_its_own_grids_alone() -> None:
+    own = {"aev": {"zeta": 14.1, "radial_shifts": [1.0, 2.0]}}
+    with pytest.raises(
+        ValidationError, match=r"aev_backend aevmod and radial_shifts, zeta contradict each other: .*rule"
+    ):
+        RunConfig(data={"aev_backend": "aevmod"}, model=own)  # type: ignore[arg-type]
+    assert RunConfig(data={"aev_backend": "aevmod"}, model={"aev": {"n_radial": 3, "zeta": 8.0}})  # type: ignore[arg-type]
+
+
 def test_one_loss_has_no_weight_to_learn() -> None:
     with pytest.raises(ValidationError, match="learn_loss_weights needs forces or multi_fidelity"):
         RunConfig(training={"learn_loss_weights": True})  # type: ignore[arg-type]

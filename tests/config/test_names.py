@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from pykinml_func.config.build import build_config
 from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES, Given, canonical
 from pykinml_func.config.run import DERIVED, RunConfig
-from pykinml_func.config.build import build_config
 from pykinml_func.errors import ConfigError
 
 

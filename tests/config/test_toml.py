@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pykinml_func.config.aev import AEVConfig
-from pykinml_func.config.names import SETTINGS
 from pykinml_func.config.build import build_config
+from pykinml_func.config.names import SETTINGS
 from pykinml_func.config.toml import read_toml, write_toml
 from pykinml_func.data.sources import find_inputs
 from pykinml_func.errors import ConfigError
@@ -58,12 +58,16 @@ def test_paths_in_toml_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
     folder.mkdir()
     (folder / "run.toml").write_text(
         'input = ["data/*.db", "/else/C2H2.db"]\nsplit_files = "a,b.txt"\noutput = "out"\n'
+        'load_model_name = ["models/old.safetensors"]\n'
     )
     monkeypatch.chdir(tmp_path)
     found = read_toml(Path("project/run.toml"))
     assert found["input"] == ["project/data/*.db", "/else/C2H2.db"]
     assert found["split_files"] == ["project/a,b.txt"]  # a comma may be part of a path
+    assert found["load_model_name"] == "project/models/old.safetensors"
     assert found["output"] == "out"  # where the command runs
+    (folder / "run.toml").write_text('start_from = "/else/old.safetensors"')
+    assert read_toml(Path("project/run.toml"))["start_from"] == "/else/old.safetensors"
 
 
 def test_written_paths_hold_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pykinml_func.data.sources import input_elements, input_format, read_inputs
+from pykinml_func.data.sources import input_format, read_inputs
 from pykinml_func.errors import DataError
 
 HARTREE = 27.211386024367243
@@ -72,7 +72,6 @@ def test_structures_are_read_in_electronvolts(ani: Path):
         "1 without energies left out",
     )
     assert input_format(ani) == "ani"
-    assert input_elements(ani) == {"C", "H", "O"}
 
 
 def test_further_levels_have_their_own_datasets(ani: Path):

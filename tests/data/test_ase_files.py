@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from pykinml_func.data.sources import input_elements, input_format, read_inputs
+from pykinml_func.data.sources import input_format, read_inputs
 from pykinml_func.errors import DataError
 
 
@@ -51,7 +51,6 @@ def test_labels_of_all_levels_are_read(tmp_path: Path, images: list[Atoms], name
     ase.io.write(path, images)
     found, lines = read_inputs([path], [0, 1])
     assert input_format(path) == "ase"
-    assert input_elements(path) == {"C", "H", "O"}
     assert found.ids.tolist() == ["set/1", "set/2", "set/3"]
     assert found.names.tolist() == ["a", "111", "a"]
     np.testing.assert_array_equal(found.temperatures, [300, np.nan, np.nan])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config import AEVConfig
+from pykinml_func.data import batching
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.potential.aev import neighbour_lists
 from pykinml_func.potential.features import Geometry
@@ -177,3 +178,11 @@ def test_single_precision(make_structures: Structured, make_source: Sourced):
     batch = Packer(source, np.arange(10), 10, torch.float32, torch.device("cpu")).pack(np.arange(10))
     kinds = {leaf.dtype for leaf in tree_leaves(batch)}
     assert kinds == {torch.float32, torch.int64}
+
+
+def test_jacobians_are_located_once(make_structures: Structured, make_source: Sourced, monkeypatch: pytest.MonkeyPatch):
+    packer = packer_of(make_source(make_structures(FORMULAS), CONFIG, "jacobians"), 2)
+    located, offsets = [], batching.jacobian_offsets
+    monkeypatch.setattr(batching, "jacobian_offsets", lambda *given: located.append(given) or offsets(*given))
+    assert len(list(packer.batches(np.arange(10)))) == 5
+    assert len(located) == 1

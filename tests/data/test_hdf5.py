@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.sources import input_elements, read_inputs
+from pykinml_func.data.sources import read_inputs
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
@@ -97,7 +97,6 @@ def test_aev_files_hold_what_their_databases_hold(database: Path, write: Write, 
         f"aevs.h5: PyKinML HDF5 of AEVs, {expected.n_structures} structures, energies eV, forces eV/Å, AEVs of "
         f"{data.xx.shape[1]} values computed anew",
     )
-    assert input_elements(database / "aevs.h5") == {"C", "H", "O"}
 
 
 def test_pykinml_reads_the_same(database: Path, write: Write, capsys: pytest.CaptureFixture[str]):
@@ -126,6 +125,17 @@ def test_forces_that_were_not_packed_are_those_of_the_source(database: Path, wri
     assert "no forces" in lines[0]
 
 
+def test_an_ff_of_one_structure_may_be_whatever_was_in_memory(tmp_path: Path, write: Write, make_structures: Any):
+    write_database(tmp_path / "HCO.db", make_structures(["HCO"]), {1: "made up"})
+    write(tmp_path / "HCO.db", tmp_path / "aevs.h5", forces=False)
+    with h5py.File(tmp_path / "aevs.h5", "a") as file:
+        assert len(file["Base_Group/ff"]) == 1
+        del file["Base_Group/met_f"]
+    found, lines = read_inputs([tmp_path / "aevs.h5"], [1])
+    assert np.isnan(found.forces).all()
+    assert "no forces" in lines[0]
+
+
 def test_older_files_have_forces_in_ff_alone(database: Path, write: Write):
     data = write(database / "*.db", database / "aevs.h5")
     with h5py.File(database / "aevs.h5", "a") as file:
@@ -147,9 +157,11 @@ def test_pca_files_hold_geometries_and_energies(database: Path, write: Write):
 
 def test_labels_belong_to_the_last_level(database: Path, write: Write):
     write(database / "HCO.db", database / "aevs.h5")
-    found, _ = read_inputs([database / "aevs.h5"], [0, 2])
+    low = read_databases([database / "HCO.db"], [1])
+    write_database(database / "CHO.db", low._replace(numbers=np.tile([6, 1, 8], 3), levels=np.array([0])), {0: "low"})
+    found, _ = read_inputs([database / "aevs.h5", database / "CHO.db"], [0, 2])
     assert found.levels.tolist() == [0, 2]
-    np.testing.assert_array_equal(np.isnan(found.energies), [[True, False]] * 3)
+    np.testing.assert_array_equal(np.isnan(found.energies), [[True, False]] * 3 + [[False, True]] * 3)
 
 
 def test_filters(database: Path, write: Write):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,11 @@ def without_forces(structures: Structures, index: int, level: int) -> None:
     structures.forces[a:b, structures.levels == level] = np.nan
 
 
-def kept(settings: Settings, structures: Structures, forces: bool = False) -> list[int]:
+def kept(
+    settings: Settings, structures: Structures, forces: bool = False, members: Sequence[int] = range(5)
+) -> list[int]:
     data = DataConfig(**settings)
-    return complete_structures(data, training_labels(data, structures), forces).tolist()
+    return complete_structures(data, training_labels(data, structures), forces, np.array(members)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,22 @@ def test_a_structure_that_lacks_a_level_is_named_or_left_out(
     ):
         kept(settings, structures)
     assert kept({**settings, "skip_incomplete": True}, structures) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("settings", [{"fidelity": 5}, DELTA, CHAIN])
+def test_structures_of_no_part_need_nothing(structures: Structures, settings: Settings):
+    for level in (0, 2, 5):
+        without_energy(structures, 0, level)
+        without_energy(structures, 3, level)
+    assert kept(settings, structures, members=[1, 2, 4]) == [1, 2, 4]
+    with pytest.raises(DataError, match=r"and 1 of 3 lack some, CH4/2 first"):
+        kept(settings, structures, members=[1, 3, 4])
+    assert kept({**settings, "skip_incomplete": True}, structures, members=[1, 3, 4]) == [1, 4]
+    for index in (1, 2):
+        for level in (0, 2, 5):
+            without_forces(structures, index, level)
+    with pytest.raises(DataError, match=r"none of 2 structures has any"):
+        kept(settings, structures, forces=True, members=[1, 2])
 
 
 def test_a_level_that_is_not_asked_for_may_be_missing(structures: Structures):

@@ -123,6 +123,13 @@ def test_one_set_must_be_there(made: PreparedSet, tmp_path: Path):
     assert reopen(made.path.parent / "other").structures.n_structures == 4
 
 
+def test_a_rerun_finds_its_set_among_others(made: PreparedSet):
+    found = reopen(made.path.parent)
+    shutil.copytree(made.path, made.path.parent / "other")
+    again = open_prepared(found.data, found.aev, found.precision)
+    assert again.path == found.data.prepared == made.path
+
+
 def test_a_set_of_another_version_is_told(made: PreparedSet):
     path = made.path / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -133,7 +140,7 @@ def test_a_set_of_another_version_is_told(made: PreparedSet):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"made_by": {}}', '{"made_by": {"format": 2}, "checksums": {}, "sources": []}']
+    "content", ["{", "[]", '{"made_by": {}}', '{"made_by": {"format": 3}, "checksums": {}, "sources": []}']
 )
 def test_a_broken_manifest_is_told(made: PreparedSet, content: str):
     (made.path / "manifest.json").write_text(content)

@@ -23,7 +23,7 @@ from pykinml_func.data import prepared as module
 from pykinml_func.data.database import read_databases, write_database
 from pykinml_func.data.featurize import jacobian_offsets
 from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
-from pykinml_func.errors import DataError
+from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.types import Structures
 
 AEV = AEVConfig(n_radial=3, n_angular_radial=2, n_angular=2)
@@ -144,7 +144,61 @@ def test_what_does_not_shape_the_data_is_no_other_set(opened: Opener):
     assert opened(names=()).path == first.path
     assert opened(input_type="sqlite").path == first.path
     assert opened(names=("a%", "name%")).path == opened(names=("name%", "a%")).path
-    assert opened(aev=AEV.model_copy(update={"elements": ("C", "H", "O")})).path == first.path
+    assert opened(aev=AEV.model_copy(update={"elements": ("C", "H", "O")})).path == first.path, "a rerun names them"
+
+
+def test_given_elements_may_be_more_than_those_of_the_data(opened: Opener):
+    first, given = opened(), AEV.model_copy(update={"elements": ("C", "H", "N", "O")})
+    more = opened(aev=given)
+    assert more.path != first.path
+    assert more.aev.elements == given.elements
+    assert opened(aev=given).path == more.path
+    assert opened().aev.elements == ("C", "H", "O")
+
+
+def test_elements_follow_the_filters(folder: Path, opened: Opener):
+    (folder / "tvt.txt").write_text("H2O/1 2\nH2O/2 2\n")
+    assert opened(split_files=(str(folder / "tvt.txt"),), split=(1, 1, 0)).aev.elements == ("H", "O")
+
+
+def test_a_reused_set_reads_no_input(folder: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    atoms = Atoms("NH", [[0, 0, 0], [0, 0, 1.04]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1500.0, forces=np.ones((2, 3)))
+    ase.io.write(folder / "radicals.extxyz", [atoms] * 2)
+    iread, reads = ase.io.iread, []
+    monkeypatch.setattr(ase.io, "iread", lambda path, **named: reads.append(path) or iread(path, **named))
+    given = {"input": (str(folder / "radicals.extxyz"),)}
+    opened(**given)
+    assert len(reads) == 1, "once to make the set"
+    again = opened(**given)
+    assert (len(reads), again.reused, again.aev.elements) == (1, True, ("H", "N"))
+
+
+def test_inputs_are_hashed_in_pieces(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    def whole(path: Path) -> bytes:
+        raise AssertionError(f"{path} is read into memory")
+
+    monkeypatch.setattr(Path, "read_bytes", whole)
+    assert opened().path == opened().path
+
+
+@pytest.mark.parametrize("changed", [{"low_fidelity": (5,), "delta": True}, {"aev_backend": "aevmod"}])
+def test_what_is_refused_leaves_no_set(folder: Path, opened: Opener, changed: dict[str, Any]):
+    aev = AEV.model_copy(update={"zeta": 14.1}) if "aev_backend" in changed else AEV
+    with pytest.raises(
+        (ConfigError, DataError), match=r"none at level 5 and some at 1|its own rule, got others \(zeta\)"
+    ):
+        opened(aev=aev, **changed)
+    assert not (folder / "prepared").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+@pytest.mark.parametrize("pre_saved", [False, True])
+def test_prepared_must_be_a_directory(tmp_path: Path, opened: Opener, inside: str, pre_saved: bool):
+    (tmp_path / "afile").touch()
+    given = {"pre_saved": True, "input": ()} if pre_saved else {}
+    with pytest.raises(ConfigError, match=r"must be a directory, got .*afile.*, and .*afile is a file; name another"):
+        opened(prepared=tmp_path / "afile" / inside, **given)
 
 
 def test_a_set_holds_the_labels_of_all_levels(folder: Path, opened: Opener):

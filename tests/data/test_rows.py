@@ -54,13 +54,16 @@ def test_what_is_filtered_out_may_be_broken():
     [
         ({"numbers": np.array([], dtype=int)}, "must have at least one atom"),
         ({"positions": POSITIONS[:1]}, r"positions must be 2 x 3 finite numbers \(a row an atom\), got .* \(1, 3\)"),
-        ({"positions": POSITIONS + np.inf}, "positions must be 2 x 3 finite numbers"),
+        ({"positions": POSITIONS + np.inf}, r"positions must be 2 x 3 finite .*, got inf for x of atom 0; correct or"),
         ({"positions": POSITIONS.astype(str)}, "positions must be 2 x 3 finite numbers"),
         ({"positions": POSITIONS * 1e-4}, "got atoms 0 and 1 in one place"),
         ({"labels": {2: (np.inf, None)}}, "energy at level 2 must be a finite number of eV, got inf"),
         ({"labels": {2: ("low", None)}}, "energy at level 2 must be a finite number of eV, got 'low'"),
         ({"labels": {0: (1.0, np.zeros((3, 2)))}}, "forces at level 0 must be 2 x 3 finite"),
-        ({"labels": {0: (1.0, [[0, 0, np.nan]] * 2)}}, "forces at level 0 must be 2 x 3 finite"),
+        (
+            {"labels": {0: (1.0, [[0, 0, 0], [0, np.nan, 0]])}},
+            "forces at level 0 must .*, got nan for y of atom 1; correct",
+        ),
     ],
 )
 def test_what_is_no_molecule_is_refused(changed: dict[str, Any], message: str):

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.sources import find_inputs, input_elements, input_format, read_inputs, read_structures
+from pykinml_func.data.sources import find_inputs, input_format, read_inputs, read_structures
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
@@ -49,7 +49,6 @@ def test_sources_of_all_formats_mix(folder: Path, water: Structures):
     paths = find_inputs([str(folder / "*")])
     assert [path.name for path in paths] == ["CH4.db", "H2O.db", "ani.h5", "set.xyz"]
     assert [input_format(path) for path in paths] == ["sqlite", "sqlite", "ani", "ase"]
-    assert set.union(*(input_elements(path) for path in paths)) == {"C", "H", "O"}
     found, lines = read_inputs(paths, [1])
     assert [text.split("/")[0] for text in found.ids] == ["CH4"] * 4 + ["H2O"] * 3 + ["ani"] * 3 + ["set"] * 3
     for first in (4, 7, 10):
@@ -74,6 +73,15 @@ def test_databases_are_read_as_by_read_databases(folder: Path):
         Structures._fields, read_inputs(paths, [1], ["name1"])[0], read_databases(paths, [1], ["name1"]), strict=True
     ):
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["CH4.db", "ani.h5", "set.xyz"])
+def test_a_level_without_any_energy_is_refused(folder: Path, name: str):
+    with pytest.raises(DataError, match=rf"energies, got none at level 5 and some at 1; the files hold {name}: "):
+        read_inputs([folder / name], [5, 1])
+    both = [folder / "CH4.db", folder / "H2O.db"]
+    with pytest.raises(DataError, match=r"none at level 0, 5 and some at 1; .* 4 at fidelity 1.* 3 at fidelity 1"):
+        read_inputs(both, [5, 0, 1])
 
 
 def test_databases_without_a_level_are_counted(folder: Path, make_structures: Callable[..., Structures]):

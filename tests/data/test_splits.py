@@ -143,6 +143,34 @@ def test_every_part_gets_its_share_of_each_stratum(seed: int):
         np.testing.assert_allclose(shares, 0.2, atol=0.04)
 
 
+@pytest.mark.parametrize(("n_rare", "shares"), [(8, (6, 1, 1)), (6, (4, 1, 1)), (5, (3, 1, 1)), (2, (2, 0, 0))])
+def test_a_rare_stratum_reaches_every_part(n_rare: int, shares: tuple[int, ...]):
+    strata = np.arange(100) < n_rare
+    for seed in range(50):
+        split = make_split((0.8, 0.1, 0.1), strata, seed)
+        assert_disjoint(split, 100)
+        assert sizes(split) == (80, 10, 10)
+        assert tuple(int(strata[part].sum()) for part in split) == shares
+
+
+@given(
+    strata=st.lists(st.integers(0, 3), min_size=10, max_size=60),
+    split=st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(0, 2)),
+    seed=st.integers(0, 99),
+)
+def test_strata_change_no_counts(strata: list[int], split: tuple[int, int, int], seed: int):
+    kinds = np.array(strata)
+    found = make_split(split if sum(split) > 1 else (0.6, 0.2, 0.2), kinds, seed)
+    assert_disjoint(found, len(kinds))
+    if sum(split) > 1:
+        assert sizes(found) == split
+
+
+def test_one_stratum_is_one_permutation():
+    split = make_split((0.5, 0.25, 0.25), np.ones(100), 3)
+    np.testing.assert_array_equal(np.concatenate(split), np.random.default_rng(3).permutation(100))
+
+
 def test_a_split_is_read_as_it_was_written(tmp_path: Path):
     ids, energies = np.array([f"CH4/{k}" for k in range(30)]), np.random.default_rng(0).normal(-1000, 1, 30)
     split = make_split((20, 4, 5), np.zeros(30), 0)
