@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pykinml_func"
 
 BASE = {"types", "config", "errors", "files", "threads", "units", "version"}
-LAYERS = ["potential", "data", "training", "inference", "report", "cli"]
+LAYERS = ["potential", "data", "training", "inference", "report", "options", "cli"]
 """Above the base, from the bottom up."""
 
 PURE = {"potential"} | {f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "step")}
