@@ -10,7 +10,8 @@ validate), drawn by the seed; then
 - delta trains on those alone, to level 1 less level 0; its prediction needs the low level's energy at run time;
 - multi trains on those and on level 0 of every other structure but the test set's.
 
-Every run makes as many steps, whatever its number of structures. Errors are MAE of level 1 on the test set.
+Every run makes as many steps, to whole epochs, whatever its number of structures. Errors are MAE of level 1 on the
+test set.
 """
 
 from __future__ import annotations
@@ -156,10 +157,14 @@ def main(
 ) -> None:
     """Train every mode on every number of labels and print the test errors."""
     try:
-        pool = pool_size(read(data))
+        structures = read(data)
     except PyKinMLError as error:
         raise typer.BadParameter(f"--data: {error}") from None
+    pool = pool_size(structures)
     counts = _counts(labels, pool)
+    fewest = -(-structures.n_structures // _BATCH)
+    if steps < fewest:
+        raise typer.BadParameter(f"--steps must be at least {fewest}, an epoch of the largest run, got {steps}")
     work = [Job(count, mode, seed) for count in counts for mode in MODES for seed in range(seeds)]
     rows = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:

@@ -68,15 +68,22 @@ def _version(
         raise typer.Exit
 
 
-def _run_config(config: Path | None, typed: dict[str, Any]) -> RunConfig:
+def _run_config(config: list[Path] | None, typed: dict[str, Any]) -> RunConfig:
     """Settings of the file, then those typed, which win. Raises ConfigError."""
+    if config and len(config) > 1:
+        raise ConfigError(
+            f"one configuration file is taken, got {', '.join(map(str, config))}; quote globs (--input 'data/*.db') or "
+            "repeat --input before each file, and separate lists by commas (--tvt 36,4,0)"
+        )
     from pykinml_func.config.build import build_config
     from pykinml_func.config.toml import read_toml
 
-    return build_config(typed, read_toml(config) if config else {})
+    return build_config(typed, read_toml(config[0]) if config else {})
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; options win over them.")]
+ConfigFile = Annotated[
+    list[Path] | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; options win over them.")
+]
 
 
 def train(

@@ -239,6 +239,10 @@ BAD_TRAINING = {
     "bad value": (["--epochs", "ten"], "epochs must be a whole number, got 'ten'"),
     "seed below 0": (["--seeds", "-1,2"], "seeds must be from 0 to 2**63 - 1, got -1, 2"),
     "unquoted glob": (["--input", "a.db", "{databases}/CH4.db"], "a database; quote globs"),
+    "unquoted glob of many": (
+        ["--input", "a.db", "b.db", "c.db"],
+        "one configuration file is taken, got b.db, c.db; quote",
+    ),
     "contradiction": (["--multi_fid", "--delta", "--fidlevel-lf", "0"], "delta and multi_fidelity (your multi_fid)"),
     "contradiction with the file": (["adam.toml", "--momentum", "0.5"], "needs optimizer (in the file) = sgd"),
     "list with blanks": (

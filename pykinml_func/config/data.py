@@ -119,4 +119,7 @@ def check_split(split: tuple[float, ...], from_files: bool) -> None:
     if split[0] == 0:
         raise ValueError(f"split must leave something to train on, got {shown}")
     if from_files and not whole:
-        raise ValueError(f"split must be counts when split_files is given, got {shown}; e.g. 2000, 48, 0")
+        raise ValueError(
+            f"split must be counts when split_files is given, got {shown}; give those that train and validate of the "
+            "structures marked 2, e.g. 2000, 48, 0"
+        )

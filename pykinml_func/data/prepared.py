@@ -172,6 +172,14 @@ def _open_set(path: Path, manifest: Manifest, data: DataConfig, reused: bool) ->
     return PreparedSet(path, structures, *found, reused, manifest.sources, made_by["marks"], data)
 
 
+def discard(prepared: PreparedSet) -> None:
+    """Remove a set that was made for a run that is refused, if it was not there before."""
+    if not prepared.reused:
+        shutil.rmtree(prepared.path, ignore_errors=True)
+        if not any(prepared.path.parent.iterdir()):
+            prepared.path.parent.rmdir()
+
+
 def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
     """Compute and write what `contents` needs and the set lacks. Raises DataError where the disk is too small."""
     atoms, length = len(prepared.structures.numbers), prepared.aev.length

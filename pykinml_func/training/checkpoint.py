@@ -148,8 +148,8 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ModelError(
-            f"{path} must be a model of `pykinml train` (.safetensors): {error}; a .pt of PyKinML becomes one by "
-            "`pykinml convert`"
+            f"{path} must be a model of `pykinml train` (.safetensors), and is another file or a damaged one "
+            f"({error}); a .pt of PyKinML becomes one by `pykinml convert`"
         ) from None
     if metadata["format_version"] == "1":  # before there were levels
         self_energies = tensors.pop("self_energies", torch.zeros(0))

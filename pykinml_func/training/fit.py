@@ -11,7 +11,7 @@ import torch
 from pykinml_func.config import RunConfig
 from pykinml_func.config.toml import write_toml
 from pykinml_func.data.loader import Loader
-from pykinml_func.data.prepared import Contents, PreparedSet, complete
+from pykinml_func.data.prepared import Contents, PreparedSet, complete, discard
 from pykinml_func.data.splits import write_split
 from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.threads import using_threads
@@ -62,7 +62,11 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
     with claimed(config.training.output, overwrite):
         started = time.perf_counter()
         prepared, config, start = open_run(config)
-        data = run_data(config, prepared, start)
+        try:
+            data = run_data(config, prepared, start)
+        except PyKinMLError:
+            discard(prepared)
+            raise
         _complete(prepared, config, reporter, started)
         loaders = make_loaders(config, data, prepared, device)
         batch_atoms = float(np.diff(data.source.offsets)[data.split.train].mean() * loaders["train"].packer.batch_size)

@@ -18,7 +18,7 @@ def claimed(directory: Path, overwrite: bool) -> Iterator[None]:
         raise ConfigError(
             f"{directory} already holds a run; choose another with --output, or replace it with --overwrite"
         )
-    ours = not directory.exists()
+    ours = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     claim = directory / "running"
     try:
@@ -32,8 +32,10 @@ def claimed(directory: Path, overwrite: bool) -> Iterator[None]:
         yield
     finally:
         claim.unlink(missing_ok=True)
-        if ours and not any(directory.iterdir()):
-            directory.rmdir()
+        for path in ours:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
 
 
 def clear(directory: Path) -> None:

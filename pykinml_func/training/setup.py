@@ -57,8 +57,8 @@ def open_run(config: RunConfig) -> tuple[PreparedSet, RunConfig, Start | None]:
         if start is None:
             raise
         raise ConfigError(
-            f"{training.start_from} knows the elements {', '.join(model.aev.elements)}, and a model cannot learn new "
-            f"ones: {error}"
+            f"{training.start_from} cannot learn new elements: {str(error).rpartition('; ')[0]}; leave these "
+            "structures out, or train a new model"
         ) from None
     data = prepared.data
     model = model.model_copy(update={"aev": prepared.aev, "fidelities": data.fidelities, "baseline": data.baseline})

@@ -169,6 +169,7 @@ def test_figure_has_a_line_a_mode(bench: ModuleType, tmp_path: Path, monkeypatch
         (["--data", "no"], "--data: "),
         (["--seeds", "0"], "seeds"),
         (["--jobs", "0"], "jobs"),
+        (["--steps", "50"], "--steps must be at least"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_run(
@@ -205,18 +206,18 @@ def test_json_holds_rows_versions_and_machine(
     bench: ModuleType, command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made_up(job: Any, data: Path, steps: int) -> dict[str, Any]:
-        assert (data, steps) == (DATA, 70)
+        assert (data, steps) == (DATA, 700)
         return {**job._asdict(), "mae": 1.0 + job.seed, "rmse": 2.0}
 
     monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(bench, "run", made_up)
     file, figure = tmp_path / "figures.json", tmp_path / "figure.png"
-    options = ["--labels", "25,0", "--seeds", 2, "--steps", 70, "--jobs", 3, "--json", file, "--figure", figure]
+    options = ["--labels", "25,0", "--seeds", 2, "--steps", 700, "--jobs", 3, "--json", file, "--figure", figure]
     done = command(*options)
     assert done.exit_code == 0, done.output
     report = json.loads(file.read_text())
     assert [*report] == ["command", "pykinml_func", "python", "torch", "cpu", "threads", "jobs", "rows"]
     assert (report["threads"], report["jobs"]) == (1, 3)
     assert report["cpu"] == bench.machine()["cpu"] and isinstance(report["cpu"], str)
-    assert "--labels 25,0 --seeds 2 --steps 70" in report["command"]
+    assert "--labels 25,0 --seeds 2 --steps 700" in report["command"]
     assert len(report["rows"]) == 2 * 3 * 2 and figure.is_file()

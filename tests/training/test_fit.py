@@ -259,6 +259,20 @@ def test_a_split_without_validation_is_refused(settings: Settings) -> None:
     assert not settings["output"].exists()
 
 
+def test_a_refused_run_leaves_neither_set_nor_folders(settings: Settings) -> None:
+    """A set that was there before stays."""
+    settings["output"] = settings["output"] / "several" / "deep"
+    with pytest.raises(ConfigError, match="validate on"):
+        run(settings, split=(20, 0, 4))
+    assert not settings["prepared"].exists()
+    assert not settings["output"].parents[1].exists()
+    run(settings)
+    (made,) = settings["prepared"].iterdir()
+    with pytest.raises(ConfigError, match="validate on"):
+        run(settings, split=(20, 0, 4), output=settings["output"].parent / "another")
+    assert (made / "aevs.npy").exists()
+
+
 def test_a_split_without_test_has_no_test_errors(settings: Settings) -> None:
     result = run(settings, split=(18, 6), epochs=1)
     assert set(result.errors) == set(result.predictions) == {"train", "valid"}
