@@ -143,7 +143,7 @@ class ConsoleReporter:
         self._heading("Errors")
         self._print(errors_table(result, self._fidelities))
         self._print(Text())
-        for label, value in result_facts(result, self._epochs):
+        for label, value in result_facts(result, self._epochs, self._fidelities):
             self._fact(label, value)
         try:
             for path in _draw(result):

@@ -155,14 +155,15 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
     ]
 
 
-def result_facts(result: RunResult, epochs: int) -> list[tuple[str, str]]:
-    """Epochs done of `epochs`, time, the epoch whose model was kept, shapes compiled."""
+def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int]) -> list[tuple[str, str]]:
+    """Epochs done of `epochs`, time, the epoch whose model was kept, shapes compiled. fidelities: (L,)."""
     done = len(result.history)
     best = best_record(result.history)
+    level = f" of level {fidelities[-1]}" if len(fidelities) > 1 else ""
     seconds = sum(record["seconds"] for record in result.history)
     facts = [
         ("epochs", f"{done} of {max(epochs, done)} in {seconds_text(seconds)}"),
-        ("kept", f"epoch {best['epoch']:.0f}, of the least validation RMSE of the energies"),
+        ("kept", f"epoch {best['epoch']:.0f}, of the least validation RMSE of the energies{level}"),
     ]
     return facts + ([("compiled", f"{result.shapes} shapes of batches")] if result.shapes else [])
 

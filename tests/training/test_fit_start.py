@@ -249,7 +249,7 @@ def test_elements_that_the_model_does_not_know_are_named(settings: Settings, aga
     lone = config.model_copy(update={"aev": config.aev.model_copy(update={"elements": ("C", "N")})})
     path = again["output"].with_name("nitrogen.safetensors")
     save_model(path, lone, params)
-    with pytest.raises(ConfigError, match=r"knows the elements C, N, and a model cannot learn new ones: .*H"):
+    with pytest.raises(ConfigError, match=r"cannot learn new elements: .* of the elements C, N, got H .*; leave these"):
         run(again, start_from=path, input=(str(databases / "CH4.db"),), split=(6, 2, 2))
     assert not again["output"].exists()
 
