@@ -65,7 +65,9 @@ def make_split(split: Sequence[float], strata: np.ndarray, seed: int) -> Split:
     return _slices(_shuffled(np.arange(len(strata)), strata, counts, np.random.default_rng(seed)), counts)
 
 
-def make_split_from_marks(split: Sequence[float], marks: Sequence[int], strata: np.ndarray, seed: int) -> Split:
+def make_split_from_marks(
+    split: Sequence[float], marks: Sequence[int] | np.ndarray, strata: np.ndarray, seed: int
+) -> Split:
     """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count
     is 0). marks: (M,); strata: as in `make_split`.
     """

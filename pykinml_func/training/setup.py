@@ -92,9 +92,10 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     Raises ConfigError or DataError for data that cannot be trained on.
     """
     labels = training_labels(config.data, prepared.structures)
-    members = np.flatnonzero([prepared.marks is None or prepared.marks[str(name)] != 0 for name in labels.ids])
+    marks = None if prepared.marks is None else np.array([prepared.marks[str(name)] for name in labels.ids])
+    members = np.arange(labels.n_structures) if marks is None else np.flatnonzero(marks)
     kept = complete_structures(config.data, labels, config.training.forces, members)
-    split = _split(config, labels, kept, prepared.marks)
+    split = _split(config, labels, kept, marks)
     _check_split(labels, split)
     elements = config.model.aev.elements
     species = species_of(elements, labels)
@@ -109,15 +110,16 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     return RunData(labels, len(members) - len(kept), split, source, fit, refitted)
 
 
-def _split(config: RunConfig, labels: Structures, kept: np.ndarray, marks: dict[str, int] | None) -> Split:
-    """The split of the structures at `kept`, each part with its share of those that have the highest level's energy."""
+def _split(config: RunConfig, labels: Structures, kept: np.ndarray, marks: np.ndarray | None) -> Split:
+    """The split of the structures at `kept` (k,), each part with its share of those that have the highest level's
+    energy. marks: (M,) of split files.
+    """
     data, seed = config.data, config.training.seeds[0]
     strata = np.isfinite(labels.energies[kept, -1])
     if marks is None:
         split = make_split(data.split, strata, seed)
     else:
-        listed = [marks[str(name)] for name in labels.ids[kept]]
-        split = make_split_from_marks(data.split, listed, strata, seed)
+        split = make_split_from_marks(data.split, marks[kept], strata, seed)
     return Split(*(kept[part] for part in split))
 
 
