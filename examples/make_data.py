@@ -31,7 +31,7 @@ from ase.io import iread, write
 from ase.optimize import BFGS
 from pyscf import dft, gto, lib
 from pyscf.dft.rks import KohnShamDFT
-from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.optimize import brentq
 from sella import Sella
 from tblite.ase import TBLite
 

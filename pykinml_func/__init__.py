@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from pykinml_func.data.sources import read_structures
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.predictor import Predictor
-    from pykinml_func.potential.aev import aevs
-    from pykinml_func.potential.aev_jacobians import aev_jacobians
+    from pykinml_func.potential.aev import aev_jacobians, aevs
     from pykinml_func.potential.energy import energy, init_params, level_energies
     from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
     from pykinml_func.training.checkpoint import load_model, save_model
@@ -32,8 +31,7 @@ _HOMES = {
     "data.sources": ("read_structures",),
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.predictor": ("Predictor",),
-    "potential.aev": ("aevs",),
-    "potential.aev_jacobians": ("aev_jacobians",),
+    "potential.aev": ("aev_jacobians", "aevs"),
     "potential.energy": ("energy", "init_params", "level_energies"),
     "potential.forces": ("energy_and_forces", "level_energies_and_forces"),
     "training.checkpoint": ("load_model", "save_model"),

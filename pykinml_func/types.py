@@ -101,7 +101,7 @@ class NeighbourTables(NamedTuple):
 
 
 Pullback = Callable[["Tensor"], "Tensor"]
-"""dE/dAEV (S,N,D) -> dE/dxyz (S,N,3)"""
+"""dE/dAEV (L,S,N,D) -> dE/dxyz (L,S,N,3)"""
 
 
 class Features(Protocol):
@@ -168,3 +168,12 @@ class TrainState(NamedTuple):
     """(T,); see `Trainable`"""
     optimizer: OptimizerState
     learning_rate: Tensor
+    force_weight: Tensor
+    """(), where the loss weights are not learned"""
+    average: tuple[Networks, ...] = ()
+    """running mean of the networks over the steps; () where none is taken"""
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that are validated and kept: the mean, where one is taken."""
+        return self.params._replace(networks=self.average) if self.average else self.params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from hypothesis import settings
 from pykinml_func.config import AEVConfig
 from pykinml_func.data.batching import Source
 from pykinml_func.data.elements import species_of
-from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_shape
+from pykinml_func.potential import aev_kernel
+from pykinml_func.potential.aev import neighbour_columns
 from pykinml_func.types import Structures
 
 settings.register_profile("pykinml_func", deadline=None, derandomize=True, max_examples=25)
@@ -75,7 +78,7 @@ def random_structures(formulas: Sequence[str], seed: int = 0, levels: Sequence[i
 def source_of(structures: Structures, config: AEVConfig, contents: str) -> Source:
     """What batches are cut from, labels as they are; contents: positions, aevs or jacobians."""
     aevs = np.empty((len(structures.numbers), config.length))
-    jacobians = np.empty(jacobian_offsets(structures.sizes, config.length)[-1])
+    jacobians = np.empty(jacobian_shape(config, structures.sizes))
     if contents != "positions":
         fill_aevs(config, structures, "native", aevs, lambda _: None)
     if contents == "jacobians":
@@ -90,6 +93,34 @@ def source_of(structures: Structures, config: AEVConfig, contents: str) -> Sourc
         None if contents == "positions" else aevs,
         jacobians if contents == "jacobians" else None,
     )
+
+
+def dense_of(config: AEVConfig, species: Sequence[int] | np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """All of one structure's dAEV/dxyz (n,D,n,3) from what is stored of it (n(n-1),3,B): an AEV changes with its own
+    atom as against all others together, since it does not see where the whole structure is.
+    """
+    n, columns = len(species), neighbour_columns(config)
+    dense = np.zeros((n, config.length, n, 3))
+    for block, (centre, neighbour) in zip(blocks, permutations(range(n), 2), strict=True):
+        dense[centre, columns[species[neighbour]], neighbour] = block.T
+    own = np.arange(n)
+    dense[own, :, own] = -dense.sum(axis=2)
+    return dense
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"])
+def either_aevs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With the compiled AEVs, and as where there are none. Whether there are."""
+    if not request.param:
+        monkeypatch.setattr(aev_kernel, "available", lambda: False)
+    elif not aev_kernel.available():
+        pytest.skip("the compiled AEVs were not built")
+    return bool(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_dense() -> Callable[..., np.ndarray]:
+    return dense_of
 
 
 @pytest.fixture(scope="session")

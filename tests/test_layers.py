@@ -14,6 +14,9 @@ BASE = {"types", "config", "errors", "files", "threads", "units", "version"}
 LAYERS = ["potential", "data", "training", "inference", "report", "options", "cli"]
 """Above the base, from the bottom up."""
 
+LOADS_A_LIBRARY = "potential.aev_kernel"
+"""The one module that calls compiled code of ours."""
+
 PURE = {"potential"} | {f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "step")}
 PURE_MAY_IMPORT = PURE | {"types", "config", "errors", "units"}
 EFFECT_CALLS = {
@@ -72,6 +75,13 @@ def is_pure(module: str) -> bool:
 def test_every_pure_file_is_there():
     assert {name for name in PURE if "." in name} <= set(MODULES)
     assert set(MODULES) >= BASE
+    assert all(is_pure(name) for name in (LOADS_A_LIBRARY, "potential.ensemble"))
+    assert set(MODULES) >= {LOADS_A_LIBRARY, "potential.ensemble"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_module_calls_compiled_code(module: str):
+    assert ("ctypes" in imported(MODULES[module])) == (module == LOADS_A_LIBRARY)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from pykinml_func.config.aev import AEVConfig, Frozen
 from pykinml_func.config.data import DataConfig
+from pykinml_func.config.recipes import RECIPES
 from pykinml_func.errors import ContradictionError
 
 Activation = Literal["gaussian", "tanh", "identity", "relu", "silu"]
@@ -60,24 +61,36 @@ DERIVED = ("fidelities", "baseline")
 class TrainConfig(Frozen):
     """How the networks are trained."""
 
+    recipe: Literal["standard", "fast"] = Field(
+        "standard",
+        description="what training settings default to: standard, as given here; fast, for low errors in little time, "
+        "on labels with forces",
+    )
     epochs: PositiveInt = Field(200, description="epochs to train")
     batch_size: PositiveInt = Field(50, description="training batch size")
     valid_batch_size: PositiveInt = Field(500, description="validation batch size (speed and memory only)")
     test_batch_size: PositiveInt = Field(500, description="test batch size (speed and memory only)")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam, adamw, or sgd with Nesterov momentum")
+    optimizer: Literal["adam", "adamw", "sgd", "soap"] = Field(
+        "adam", description="adam, adamw, sgd with Nesterov momentum, or soap, which adapts to correlated inputs"
+    )
     momentum: float = Field(0.5, ge=0, lt=1, description="Nesterov momentum; needs optimizer sgd")
     weight_decay: float = Field(
-        0.0, ge=0, description="adamw: decay of the parameters; adam and sgd: L2 penalty in the gradient"
+        0.0, ge=0, description="adamw and soap: decay of the parameters; adam and sgd: L2 penalty in the gradient"
     )
     learning_rate: PositiveFloat = Field(
-        1e-3, description="initial learning rate; with keep_optimizer that of the file"
+        1e-3, description="initial learning rate, or highest with schedule cosine; with keep_optimizer that of the file"
     )
-    schedule: Literal["plateau", "exponential", "step"] = Field(
+    schedule: Literal["plateau", "exponential", "step", "cosine"] = Field(
         "plateau",
         description="learning rate: plateau drops it when validation stalls, exponential after every epoch, step after "
-        "every step_size epochs",
+        "every step_size epochs, cosine lets it fall to 0 over the epochs",
     )
-    decay: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate at a drop")
+    warmup: int = Field(
+        1, ge=0, description="epochs in which the learning rate rises before it falls; needs schedule cosine"
+    )
+    decay: float = Field(
+        0.5, gt=0, lt=1, description="factor of the learning rate at a drop; needs a schedule other than cosine"
+    )
     patience: int = Field(
         25, ge=0, description="epochs without improvement before the learning rate drops; needs schedule plateau"
     )
@@ -87,9 +100,19 @@ class TrainConfig(Frozen):
         description="validation RMSE must fall by this to count as improvement [kcal/mol]; needs schedule plateau",
     )
     step_size: PositiveInt = Field(100, description="epochs between drops of the learning rate; needs schedule step")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, a step, of a running mean of the networks, which is validated and kept in their place; 0: "
+        "none",
+    )
     forces: bool = Field(False, description="train to forces too")
     force_weight: float = Field(
         0.3, ge=0, le=1, description="weight w in (1 - w) energy loss [eV²] + w force loss [eV²/Å²]; needs forces"
+    )
+    force_weight_end: float | None = Field(
+        None, ge=0, le=1, description="force_weight of the last epoch, gone to in equal steps; default: the first's"
     )
     learn_loss_weights: bool = Field(
         False, description="learn the weights of the losses (energies and forces of each level) with the networks"
@@ -121,12 +144,30 @@ class TrainConfig(Frozen):
         name = value.lower() if isinstance(value, str) else value
         return {"rop": "plateau", "exp": "exponential"}.get(name, name) if isinstance(name, str) else name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_recipe(cls, values: Any) -> Any:
+        """The recipe's values where none was given, but for those that mean nothing beside what was given."""
+        recipe = RECIPES.get(values.get("recipe", "standard")) if isinstance(values, dict) else None
+        if not recipe:
+            return values
+        if "force_weight" in values:  # a weight of one's own stays
+            recipe = {name: value for name, value in recipe.items() if name != "force_weight_end"}
+        filled = recipe | values
+        plain = {name: cls._plain_name(filled[name]) for name in ("optimizer", "schedule")}
+        meaningless = cls.model_construct(**filled | plain).inapplicable()
+        return {name: value for name, value in filled.items() if name in values or name not in meaningless}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, self.seeds))}")
         given = self.inapplicable() & self.model_fields_set
-        for name, other in (("force_weight", "learn_loss_weights"), ("learning_rate", "keep_optimizer")):
+        for name, other in (
+            ("force_weight", "learn_loss_weights"),
+            ("force_weight_end", "learn_loss_weights"),
+            ("learning_rate", "keep_optimizer"),
+        ):
             if name in given and getattr(self, other):
                 raise ContradictionError(
                     f"{name} and {other} contradict each other, got {name} = {getattr(self, name)}; leave one of them "
@@ -146,8 +187,11 @@ class TrainConfig(Frozen):
         """The settings that mean nothing beside the others; giving one of them is a mistake."""
         applies = {
             "force_weight": self.force_weight == 0 or (self.forces and not self.learn_loss_weights),
+            "force_weight_end": self.force_weight_end is None or (self.forces and not self.learn_loss_weights),
             "learning_rate": not self.keep_optimizer,
             "momentum": self.optimizer == "sgd",
+            "warmup": self.schedule == "cosine",
+            "decay": self.schedule != "cosine",
             "patience": self.schedule == "plateau",
             "threshold": self.schedule == "plateau",
             "step_size": self.schedule == "step",
@@ -155,13 +199,22 @@ class TrainConfig(Frozen):
         }
         return {name for name, holds in applies.items() if not holds}
 
+    def departures(self) -> list[str]:
+        """The settings of the recipe that have other values."""
+        idle = self.inapplicable()
+        recipe = RECIPES[self.recipe].items()
+        return [name for name, value in recipe if name not in idle and getattr(self, name) not in (value, None)]
+
 
 _NEEDS = {
-    "force_weight": (("forces",), "forces"),
-    "momentum": (("optimizer",), "optimizer = sgd"),
-    "patience": (("schedule",), "schedule = plateau"),
-    "threshold": (("schedule",), "schedule = plateau"),
-    "step_size": (("schedule",), "schedule = step"),
+    "force_weight": (("forces", "recipe"), "forces"),
+    "force_weight_end": (("forces", "recipe"), "forces"),
+    "momentum": (("optimizer", "recipe"), "optimizer = sgd"),
+    "warmup": (("schedule", "recipe"), "schedule = cosine"),
+    "decay": (("schedule", "recipe"), "schedule = plateau, exponential or step"),
+    "patience": (("schedule", "recipe"), "schedule = plateau"),
+    "threshold": (("schedule", "recipe"), "schedule = plateau"),
+    "step_size": (("schedule", "recipe"), "schedule = step"),
     "keep_optimizer": (("start_from", "load_model"), "start_from"),
 }
 """What a setting means nothing without: the settings, and the words for it."""

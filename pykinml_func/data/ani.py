@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from ase.units import Hartree
 
@@ -28,6 +27,9 @@ from pykinml_func.data.rows import (
     source_label,
 )
 from pykinml_func.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
 
 _SPECIES = ("species", "atomic_numbers", "symbols")
 _ENERGIES = ("energies", "energy")
@@ -58,6 +60,8 @@ def ani_contents(path: Path, query: Query) -> str:
 
 
 def _groups(file: h5py.File) -> list[h5py.Group]:
+    import h5py
+
     found: list[h5py.Group] = []
 
     def visit(_: str, node: Any) -> None:

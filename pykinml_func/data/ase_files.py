@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ase.db
-import ase.io
 import numpy as np
 from ase import Atoms
 
@@ -50,6 +48,8 @@ def ase_contents(path: Path, query: Query) -> str:
 
 def read_images(path: Path) -> list[Atoms]:
     """Every structure as ASE reads it, with its place in `Atoms.info`. Raises DataError."""
+    import ase.io  # loads parts of SciPy too, in half a second, which a run from databases need not wait for
+
     try:
         images = list(ase.io.iread(path, index=":", do_not_split_by_at_sign=True))
     except Exception as error:  # ASE's readers raise whatever their parsing meets
@@ -67,6 +67,8 @@ def _frames(path: Path) -> list[_Frame]:
     if not sqlite and path.suffix != ".json":
         images = read_images(path)
         return [_Frame(k, atoms, {**atoms.arrays, **atoms.info}) for k, atoms in enumerate(images, start=1)]
+    import ase.db  # loads ase.io
+
     try:
         database = ase.db.connect(path, type="db" if sqlite else "json", serial=True)
         return [_Frame(row.id, row.toatoms(), {**row.data, **row.key_value_pairs}) for row in database.select()]

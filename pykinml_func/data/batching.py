@@ -1,15 +1,16 @@
 """Batches of few shapes: atoms packed by species into (S,N) slots, the rest of which is padding.
 
-M is fixed and N is one of three widths at most, so that a compiled step meets as few shapes where sizes are mixed.
+M is fixed, and N and P are one of three widths each at most, so that a compiled step meets as few shapes where sizes
+are mixed.
 
-# M structures of a batch, L fidelity levels, A atoms of all structures, S species, N atoms a species (padded), n atoms
-# of the largest structure, D AEV length
+# M structures of a batch, L fidelity levels, A atoms of all structures, S species, N atoms a species (padded), D AEV
+# length, P ordered pairs of atoms of one structure (padded), B terms of an AEV that depend on one neighbour
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,16 @@ import torch
 from torch import Tensor
 
 from pykinml_func.data.elements import composition
-from pykinml_func.data.featurize import jacobian_offsets
-from pykinml_func.potential.aev import neighbour_lists
-from pykinml_func.potential.features import CachedAEVs, CachedJacobians, Geometry
+from pykinml_func.data.featurize import pair_offsets
+from pykinml_func.data.neighbours import AllPairs, near_tables
+from pykinml_func.potential import aev_kernel
+from pykinml_func.potential.features import CachedAEVs, CachedJacobians, Geometry, TabulatedGeometry
 from pykinml_func.types import Batch, Features, NeighbourTables, atom_rows
 
 _SAMPLED_BATCHES = 256
+
+_LARGE = 20
+"""Atoms of a structure from which near neighbours are worth looking for, where that is allowed at all."""
 
 
 class Source(NamedTuple):
@@ -42,7 +47,10 @@ class Source(NamedTuple):
     aevs: np.ndarray | None = None
     """(A,D)"""
     jacobians: np.ndarray | None = None
-    """flat; see `featurize.jacobian_offsets`"""
+    """(P,3,B) of all pairs; see `featurize.pair_offsets`"""
+    cutoffs: tuple[float, float] | None = None
+    """Å, radial and angular: tables of larger structures then hold only the neighbours within. None where batches of
+    the same structures come again and again, as in training, or positions are to be replaced."""
 
 
 class Packer:
@@ -55,17 +63,24 @@ class Packer:
         self.source, self.members, self.dtype, self.device = source, members, dtype, device
         self.batch_size = max(1, min(batch_size, len(members)))
         self._sizes = np.diff(source.offsets)
-        self.largest = int(self._sizes[members].max(initial=1))
-        self._widths = self._ladder()
+        rows = atom_rows(source.offsets, members)
+        offsets = np.concatenate([[0], np.cumsum(self._sizes[members])])
+        self._widths = self._ladder(composition(source.species[rows], offsets, source.n_species))
 
     @cached_property
-    def _tables(self) -> _Tables:
-        return _Tables(self.source, self.members)
+    def _all_pairs(self) -> AllPairs:
+        ends = zip(self.source.offsets[self.members], self.source.offsets[self.members + 1], strict=True)
+        sequences = [tuple(self.source.species[start:end].tolist()) for start, end in ends]
+        return AllPairs(sequences, self.members, self.source.n_species)
 
     @cached_property
-    def _unit_offsets(self) -> np.ndarray:
-        """(M+1,): where Jacobians begin in `Source.jacobians`, for D = 1."""
-        return jacobian_offsets(self._sizes, 1)
+    def _pair_offsets(self) -> np.ndarray:
+        """(M+1,): where Jacobians begin in `Source.jacobians`."""
+        return pair_offsets(self._sizes)
+
+    @cached_property
+    def _pair_widths(self) -> np.ndarray:
+        return self._ladder(np.diff(self._pair_offsets)[self.members, None])
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """The structures at `order`, cut into consecutive batches; the last is padded to the size of the others."""
@@ -111,11 +126,11 @@ class Packer:
         found: np.ndarray = per_atom.flatten(0, 1).cpu().numpy()[slots]
         return found
 
-    def _ladder(self) -> np.ndarray:
-        """The widths N that batches take: what most random batches need, what nearly all do, and what any can need."""
-        rows = atom_rows(self.source.offsets, self.members)
-        offsets = np.concatenate([[0], np.cumsum(self._sizes[self.members])])
-        counts = composition(self.source.species[rows], offsets, self.source.n_species)
+    def _ladder(self, counts: np.ndarray) -> np.ndarray:
+        """The widths that batches take: what most random batches need, what nearly all do, and what any can need.
+
+        counts: (k,C) of each member, of C kinds, each of which must fit into the width.
+        """
         most = np.sort(counts, axis=0)[-self.batch_size :].sum(axis=0).max(initial=1)
         if len(counts) <= self.batch_size:  # one batch holds them all
             return np.array([most])
@@ -142,39 +157,62 @@ class Packer:
             sizes = self._sizes[index]
             centres = np.add.reduceat(source.positions[rows], np.cumsum(sizes) - sizes) / sizes[:, None]
             positions = self._spread(source.positions[rows] - centres[owner], slots, shape)
-            return Geometry(positions, self._tables.of_batch(index, slots, shape[0] * shape[1], self.device))
-        packed = self._spread(source.aevs[rows], slots, shape)
+            if self.device.type == "cpu" and aev_kernel.available():
+                return Geometry(positions, self._listed(sizes, slots, shape))
+            return TabulatedGeometry(positions, self._tables(index, rows, slots, shape))
+        packed = self._gathered(source.aevs, rows, slots, shape)
         if source.jacobians is None:
             return CachedAEVs(packed)
-        return self._jacobian_features(packed, self._jacobians(source.jacobians, index, packed.shape[-1]), owner, slots)
+        return self._jacobian_features(packed, source.jacobians, index, slots)
+
+    def _tables(
+        self, index: np.ndarray, rows: np.ndarray, slots: np.ndarray, shape: tuple[int, int]
+    ) -> NeighbourTables:
+        source, sizes = self.source, self._sizes[index]
+        if source.cutoffs is None or sizes.max() < _LARGE:
+            return self._all_pairs.of_batch(index, slots, shape[0] * shape[1], self.device)
+        structures = np.split(source.positions[rows], np.cumsum(sizes)[:-1])
+        return near_tables(structures, source.cutoffs, source.species[rows], slots, shape, self.device)
+
+    def _listed(self, sizes: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> aev_kernel.Atoms:
+        listed = np.zeros(shape[0] * shape[1], dtype=np.int64)
+        listed[: len(slots)] = slots
+        offsets = np.full(self.batch_size + 1, len(slots))
+        offsets[: len(sizes)] = np.cumsum(sizes) - sizes
+        species = np.repeat(np.arange(shape[0]), shape[1])
+        return aev_kernel.Atoms(*map(self._index, (listed, offsets, species)))
 
     def _jacobian_features(
-        self, aevs: Tensor, jacobians: Tensor, owner: np.ndarray, slots: np.ndarray
+        self, aevs: Tensor, jacobians: np.ndarray, index: np.ndarray, slots: np.ndarray
     ) -> CachedJacobians:
-        n = self.largest
-        within = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        place = np.zeros((self.batch_size, n), dtype=np.int64)
-        place[owner, within] = slots
-        rows = np.zeros(aevs.shape[0] * aevs.shape[1], dtype=np.int64)
-        rows[slots] = owner * n + within
-        return CachedJacobians(aevs, jacobians, self._index(place), self._index(rows))
-
-    def _jacobians(self, flat: np.ndarray, index: np.ndarray, length: int) -> Tensor:
-        """(M, n*D, 3n) of the structures at `index`. flat: `Source.jacobians`."""
-        n = self.largest
-        full = (self._sizes[index] == n).all() and len(index) == self.batch_size
-        out = (torch.empty if full else torch.zeros)(self.batch_size, n * length, 3 * n, dtype=self.dtype)
-        view = out.numpy().reshape(self.batch_size, n, length, 3 * n)
-        for m, structure in enumerate(index):
-            size = self._sizes[structure]
-            start, end = length * self._unit_offsets[structure : structure + 2]
-            view[m, :size, :, : 3 * size] = flat[start:end].reshape(size, length, 3 * size)
-        return out.to(self.device)
+        """jacobians: `Source.jacobians`."""
+        starts, ends = self._pair_offsets[index], self._pair_offsets[index + 1]
+        filled = int((ends - starts).sum())
+        width = int(self._pair_widths[np.searchsorted(self._pair_widths, filled)])
+        out = torch.empty(width, *jacobians.shape[1:], dtype=self.dtype)
+        pairs = np.zeros((2, width), dtype=np.int64)
+        view, to, first_atom = out.numpy(), 0, 0
+        for start, end, size in zip(starts, ends, self._sizes[index], strict=True):
+            after = to + end - start
+            view[to:after] = jacobians[start:end]
+            own = slots[first_atom : first_atom + size]
+            pairs[:, to:after] = own[_pairs(int(size))]
+            to, first_atom = after, first_atom + size
+        view[filled:] = 0
+        return CachedJacobians(aevs, out.to(self.device), self._index(pairs[0]), self._index(pairs[1]))
 
     def _spread(self, values: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> Tensor:
         """Values of atoms (a,...) in their slots (S,N,...), zero elsewhere."""
         out = np.zeros((shape[0] * shape[1], *values.shape[1:]))
         out[slots] = values
+        return self._tensor(out.reshape(*shape, *values.shape[1:]))
+
+    def _gathered(self, values: np.ndarray, rows: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> Tensor:
+        """`_spread` of values[rows], which is copied once: AEVs are most of a batch."""
+        wanted, empty = np.zeros(shape[0] * shape[1], dtype=np.int64), np.ones(shape[0] * shape[1], dtype=bool)
+        wanted[slots], empty[slots] = rows, False
+        out = np.take(values, wanted, axis=0)
+        out[empty] = 0
         return self._tensor(out.reshape(*shape, *values.shape[1:]))
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -184,41 +222,7 @@ class Packer:
         return torch.from_numpy(values).to(self.device)
 
 
-class _Tables:
-    """Neighbour tables of any batch of a source, from those of each sequence of species in it."""
-
-    def __init__(self, source: Source, members: np.ndarray) -> None:
-        starts, ends = source.offsets[:-1][members], source.offsets[1:][members]
-        sequences = [tuple(source.species[a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
-        numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
-        self._kind = np.full(len(source.offsets) - 1, -1)
-        self._kind[members] = [numbers[sequence] for sequence in sequences]
-        lists = [neighbour_lists(sequence, source.n_species) for sequence in numbers]
-        flat = [[*singles, *(pair.reshape(len(pair), -1) for pair in pairs)] for singles, pairs in lists]
-        self._n_singles = source.n_species
-        self._widths = [max(table.shape[1] for table in tables) for tables in zip(*flat, strict=True)]
-        self._local = [
-            np.concatenate([_widen(table, width) for table, width in zip(tables, self._widths, strict=True)], axis=1)
-            for tables in flat
-        ]
-
-    def of_batch(self, index: np.ndarray, slots: np.ndarray, n_slots: int, device: torch.device) -> NeighbourTables:
-        """Tables over packed atoms; slots: (a,) the slot of each atom of the structures at `index`."""
-        table = np.repeat(np.arange(n_slots)[:, None], sum(self._widths), axis=1)
-        kinds = self._kind[index]
-        sizes = np.array([len(local) for local in self._local])[kinds]
-        starts = np.cumsum(sizes) - sizes
-        for kind in np.unique(kinds):
-            local = self._local[kind]
-            atoms = slots[starts[kinds == kind][:, None] + np.arange(len(local))]
-            table[atoms] = atoms[:, local]
-        blocks = torch.from_numpy(table).to(device).split(self._widths, dim=1)
-        pairs = tuple(block.reshape(n_slots, block.shape[1] // 2, 2) for block in blocks[self._n_singles :])
-        return NeighbourTables(tuple(blocks[: self._n_singles]), pairs)
-
-
-def _widen(table: np.ndarray, width: int) -> np.ndarray:
-    """Columns up to `width`, each padded with the row's own number."""
-    out = np.repeat(np.arange(len(table))[:, None], width, axis=1)
-    out[:, : table.shape[1]] = table
-    return out
+@cache
+def _pairs(size: int) -> np.ndarray:
+    """(2, n (n-1)): the ordered pairs of n atoms, as in `aev_kernel.pair_jacobians`."""
+    return np.array(np.nonzero(~np.eye(size, dtype=bool)))

@@ -12,21 +12,38 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from pykinml_func.data.rows import Found, Query, Row, found_labels, numbers_of, select, source_label
 from pykinml_func.errors import DataError
 
+if TYPE_CHECKING:
+    import h5py
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _GROUP = "Base_Group"
 _NEEDED = ("symbols", "xip", "xfp", "xp", "yy")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file has HDF5's signature, at byte 0, 512, 1024, 2048 and so on, as the format allows."""
+    place, end = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < end:
+            file.seek(place)
+            if file.read(len(_SIGNATURE)) == _SIGNATURE:
+                return True
+            place = max(512, 2 * place)
+    return False
 
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """The file, open for reading; what cannot be read in it, or is of another kind than expected, is a DataError."""
+    import h5py
+
     try:
         with h5py.File(path) as file:
             yield file
@@ -38,6 +55,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 def pykinml_kind(file: h5py.File) -> str | None:
     """'aev' or 'pca', or None for a file that PyKinML did not write."""
+    import h5py
+
     if not isinstance(file.get(_GROUP), h5py.Group):
         return None
     return "pca" if "PCA" in file else "aev"
@@ -58,6 +77,8 @@ def hdf5_contents(path: Path, query: Query) -> str:
 
 
 def _group(file: h5py.File, path: Path) -> h5py.Group:
+    import h5py
+
     group = file[_GROUP]
     absent = [name for name in _NEEDED if not isinstance(group.get(name), h5py.Dataset)]
     if absent:

@@ -11,7 +11,7 @@ from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
 from pykinml_func.errors import ConfigError, DataError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 

@@ -23,7 +23,7 @@ from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
 from pykinml_func.data.checked_arrays import CHECKSUM, checksum_of, open_array, open_computed
 from pykinml_func.data.elements import ordered_elements, species_of
-from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_shape
 from pykinml_func.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -76,7 +76,7 @@ class PreparedSet(NamedTuple):
 
     @property
     def jacobians(self) -> np.ndarray:
-        """Flat, memory-mapped; see `featurize.jacobian_offsets`. Raises DataError where it is not what was written."""
+        """(P,3,B), memory-mapped; see `featurize.jacobian_shape`. Raises DataError where it is not what was written."""
         return open_computed(self.path / "jacobians.npy")
 
 
@@ -183,11 +183,11 @@ def discard(prepared: PreparedSet) -> None:
 def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
     """Compute and write what `contents` needs and the set lacks. Raises DataError where the disk is too small."""
     atoms, length = len(prepared.structures.numbers), prepared.aev.length
-    entries = int(jacobian_offsets(prepared.structures.sizes, length)[-1])
     if contents != "structures":
         _compute(prepared, "aevs", fill_aevs, (atoms, length), featurizing)
     if contents == "jacobians":
-        _compute(prepared, "jacobians", fill_jacobians, (entries,), featurizing)
+        shape = jacobian_shape(prepared.aev, prepared.structures.sizes)
+        _compute(prepared, "jacobians", fill_jacobians, shape, featurizing)
 
 
 def _compute(

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -17,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pykinml_func.data.ani import ani_contents, is_ani, read_ani
 from pykinml_func.data.ase_files import SOURCE, SQLITE_MAGIC, ase_contents, read_ase, read_images
 from pykinml_func.data.database import database_contents, read_database
-from pykinml_func.data.hdf5 import hdf5_contents, open_hdf5, pykinml_kind, read_hdf5
+from pykinml_func.data.hdf5 import hdf5_contents, is_hdf5, open_hdf5, pykinml_kind, read_hdf5
 from pykinml_func.data.rows import Found, Query, collect, source_label
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
@@ -98,7 +97,7 @@ def _sniff(path: Path) -> str:
         raise DataError(f"{path} must hold at least one structure, got an empty file")
     if start == SQLITE_MAGIC:
         return "sqlite" if {"xyz", "energy"} <= _tables(path) else "ase"
-    return _sniff_hdf5(path) if h5py.is_hdf5(path) else "ase"
+    return _sniff_hdf5(path) if is_hdf5(path) else "ase"
 
 
 def _tables(path: Path) -> set[str]:

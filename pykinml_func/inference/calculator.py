@@ -1,15 +1,16 @@
 """The potential as an ASE calculator: for relaxation, molecular dynamics, vibrations and whatever else ASE drives.
 
-# n atoms of the structure
+# E members, L fidelity levels, S species, N atoms a species (padded), n atoms of the structure
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -17,46 +18,58 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.errors import DataError
-from pykinml_func.inference.checks import checked_species
+from pykinml_func.data.batching import Packer, Source
+from pykinml_func.errors import DataError, ModelError
+from pykinml_func.inference.checks import checked_species, structure_label
 from pykinml_func.inference.low_level import check_low_level, low_level_result
-from pykinml_func.potential.forces import energy_and_forces
+from pykinml_func.potential.energy import packing_of
+from pykinml_func.potential.ensemble import member_energies_and_forces, stack_members
+from pykinml_func.potential.features import Geometry, TabulatedGeometry
 from pykinml_func.training.checkpoint import load_model
-from pykinml_func.training.compilation import CompiledStep, repays_compilation
+from pykinml_func.training.compilation import RecordedStep
 from pykinml_func.types import Params
 
-_OfPositions = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""(n,3) Å -> () eV and (n,3) eV/Å"""
+Model = str | Path | tuple[ModelConfig, Params]
+"""A model file, or what `load_model` returns."""
+
+
+class _Molecule(NamedTuple):
+    """What of the evaluation depends on the species alone."""
+
+    features: Geometry | TabulatedGeometry
+    """whose positions are replaced"""
+    mask: Tensor
+    """(S,N) 1 where there is an atom"""
+    slots: Tensor
+    """(S,N): which atom sits in each place"""
+    rows: Tensor
+    """(n,): the place of each atom in the flattened (S,N)"""
+    self_energies: Tensor
+    """(E,) eV"""
 
 
 class PyKinMLCalculator(Calculator):
-    """Energies (eV) and forces (eV/Å) of molecules, the atoms in any order."""
+    """Energies (eV) and forces (eV/Å) of molecules, the atoms in any order.
+
+    Of several models it gives the mean, and their standard deviations as `results["energy_std"]` and
+    `results["forces_std"]`.
+    """
 
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012 (ASE declares it so)
 
-    def __init__(
-        self,
-        model: str | Path | tuple[ModelConfig, Params],
-        *,
-        compile: bool = False,
-        low_level: Calculator | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """model: a model file, or what `load_model` returns; kwargs: those of ASE's Calculator.
+    def __init__(self, model: Model | Sequence[Model], *, low_level: Calculator | None = None, **kwargs: Any) -> None:
+        """model: a model file, what `load_model` returns, or a list of those; kwargs: those of ASE's Calculator.
 
         low_level: what a model of delta learning is added to; without it, energies and forces are the difference.
-
-        compile: for long runs of one molecule, whose steps then take a tenth of the time; its first step compiles for a
-        minute, or for some seconds where the user's cache holds the compiled code. Raises ModelError for a file that is
-        no model and a low level that the model cannot use, ConfigError where `compile` finds no C++ compiler.
+        Raises ModelError for a file that is no model, for models that differ in more than their parameters, and for a
+        low level that the model cannot use.
         """
         super().__init__(**kwargs)
-        self.model_config, params = load_model(model) if isinstance(model, str | Path) else model
+        self.model_config, members = _load(model)
         check_low_level(self.model_config, low_level)
         self.low_level = low_level
-        self.params: Params = tree_map(torch.Tensor.detach, params)
-        self._compile = repays_compilation("on" if compile else "off", None, 0, 0.0)
-        self._compiled: dict[tuple[int, ...], _OfPositions] = {}
+        self.members: Params = tree_map(torch.Tensor.detach, stack_members(members))
+        self._steps: dict[bytes, RecordedStep] = {}
 
     def calculate(
         self,
@@ -73,27 +86,59 @@ class PyKinMLCalculator(Calculator):
         structure = self.atoms
         if structure is None:
             raise DataError("calculate needs a structure, got none; give it as atoms")
-        label = f"the structure ({structure.get_chemical_formula()})"
-        species = checked_species(self.model_config.aev.elements, structure, label)
-        device = self.params.self_energies.device
-        positions = torch.from_numpy(structure.positions).to(device)
-        energy, forces = self._function_of(torch.from_numpy(species).to(device), positions)(positions)
-        value, force = energy.item(), forces.double().cpu().numpy()
+        species = checked_species(self.model_config.aev.elements, structure)
+        positions = torch.from_numpy(structure.positions).to(self.members.self_energies.device)
+        energies, forces = (part.cpu().numpy() for part in self._step(species)(positions))
+        value, force = float(energies.mean()), forces.mean(axis=0)
         if self.low_level is not None:
-            low_energy, low_force = low_level_result(structure, self.low_level, True, label)
+            low_energy, low_force = low_level_result(structure, self.low_level, True, structure_label(structure))
             value, force = value + low_energy, force + low_force
         # ASE's optimizers ask for free_energy; there is no electronic temperature here, so the two are one.
         self.results = {"energy": value, "free_energy": value, "forces": force}
+        if len(energies) > 1:
+            self.results |= {"energy_std": float(energies.std(ddof=1)), "forces_std": forces.std(axis=0, ddof=1)}
 
-    def _function_of(self, species: Tensor, positions: Tensor) -> _OfPositions:
-        """Energy and forces of the molecule whose species (n,) these are."""
-        plain = partial(energy_and_forces, self.model_config, self.params, species)
-        if not self._compile:
-            return plain
-        key = tuple(species.tolist())
-        if key not in self._compiled:
-            from torch.fx.experimental.proxy_tensor import make_fx
+    def _step(self, species: np.ndarray) -> RecordedStep:
+        """What evaluates positions (n,3) Å of the molecule whose species (n,) these are."""
+        key = species.tobytes()
+        if key not in self._steps:
+            self._steps[key] = RecordedStep(partial(self._evaluate, self._molecule(species)))
+        return self._steps[key]
 
-            # Traced for the one molecule, its tables are constants of the graph, which torch.compile takes whole.
-            self._compiled[key] = CompiledStep(make_fx(plain)(positions))
-        return self._compiled[key]
+    def _evaluate(self, molecule: _Molecule, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (E,) eV and forces (E,n,3) eV/Å of every member at the highest level. positions: (n,3) Å."""
+        networks = self.members.networks
+        # centred, so that float32 keeps its digits for distances
+        centred = (positions - positions.mean(dim=0)).to(networks[0].weights[0].dtype)
+        features = molecule.features._replace(positions=centred[molecule.slots])
+        energies, forces = member_energies_and_forces(self.model_config, networks, features, molecule.mask)
+        return energies.double() + molecule.self_energies, forces.flatten(1, 2)[:, molecule.rows].double()
+
+    def _molecule(self, species: np.ndarray) -> _Molecule:
+        """species: (n,)."""
+        weight, n_species = self.members.networks[0].weights[0], len(self.model_config.aev.elements)
+        n = len(species)
+        source = Source(species, np.zeros((n, 3)), np.array([0, n]), n_species, np.zeros((1, 1)))
+        batch: Any = Packer(source, np.array([0]), 1, weight.dtype, weight.device).pack(np.array([0]))
+        slots, mask = packing_of(torch.from_numpy(species).to(weight.device), n_species)
+        rows = mask.flatten().nonzero()[:, 0][slots[mask].argsort()]
+        self_energies = self.members.self_energies[:, -1, species].sum(dim=1)
+        return _Molecule(batch.features, mask.to(weight.dtype), slots, rows, self_energies)
+
+
+def _load(model: Model | Sequence[Model]) -> tuple[ModelConfig, list[Params]]:
+    """The config that all models share, and the parameters of each. Raises ModelError."""
+    alone = isinstance(model, str | Path) or (len(model) == 2 and isinstance(model[0], ModelConfig))
+    models: Any = [model] if alone else model
+    if not models:
+        raise ModelError("model must name at least one model, got an empty list")
+    loaded = [load_model(each) if isinstance(each, str | Path) else each for each in models]
+    first = loaded[0][0]
+    for place, (config, _) in enumerate(loaded):
+        if config != first:
+            names = [name for name in ModelConfig.model_fields if getattr(config, name) != getattr(first, name)]
+            raise ModelError(
+                f"models of one calculator must share their settings, and number {place + 1} differs from the first in "
+                f"{', '.join(names)}; leave it out"
+            )
+    return first, [params for _, params in loaded]

@@ -54,7 +54,7 @@ def low_level_results(
 
     Raises DataError for a structure whose low level is not known.
     """
-    found = [low_level_result(image, low_level, forces, structure_label(m, image)) for m, image in enumerate(images)]
+    found = [low_level_result(image, low_level, forces, structure_label(image, m)) for m, image in enumerate(images)]
     return np.array([energy for energy, _ in found]), [force for _, force in found]
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
@@ -22,16 +20,23 @@ from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.elements import composition
 from pykinml_func.errors import DataError
 from pykinml_func.files import write_atomically
-from pykinml_func.inference.checks import checked_species, structure_label
+from pykinml_func.inference.checks import checked_species_of_all
 from pykinml_func.inference.low_level import LowLevel, check_low_level, low_level_results
+from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.self_energies import add_self_energies
 from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.compilation import RecordedStep
 from pykinml_func.training.step import build_predict_step
 from pykinml_func.types import Params, atom_rows
 
-_BATCH_ANGLES = {"cpu": 8_000, "cuda": 400_000}
-"""Angles of a default batch, by kind of device. On a CPU, what its caches hold: 22 structures of ten atoms, some 30 MB
-of intermediate values in all. An accelerator wants more at a time, some 1.5 GB."""
+_BATCH_ATOMS = 512
+"""Atoms of a default batch on a CPU: what its caches hold, and enough to share between threads."""
+
+_EAGER_BATCHES = 10
+"""Batches of one shape after which more are likely, so that the step is recorded."""
+
+_BATCH_ANGLES = 400_000
+"""Angles of a default batch where AEVs are computed by torch, whose intermediate values take some 4 kB each."""
 
 
 class Prediction(NamedTuple):
@@ -64,6 +69,10 @@ class Predictor:
         """The networks' precision and device are those of the batches."""
         self.model_config = model_config
         self.params: Params = tree_map(torch.Tensor.detach, params)
+        self._steps = {
+            forces: RecordedStep(build_predict_step(model_config, forces), eager_calls=_EAGER_BATCHES)
+            for forces in (False, True)
+        }
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
@@ -94,10 +103,7 @@ class Predictor:
         source, order = self._source(images)
         low = None if low_level is None else low_level_results(images, low_level, forces)
         counts = composition(source.species, source.offsets, source.n_species)
-        chunks = _chunks(
-            counts, batch_size, _BATCH_ANGLES.get(self.params.self_energies.device.type, _BATCH_ANGLES["cpu"])
-        )
-        energies, sorted_forces = self._evaluate(source, chunks, forces)
+        energies, sorted_forces = self._evaluate(source, self._chunks(counts, batch_size), forces)
         self_energies = self.params.self_energies.cpu()
         totals = add_self_energies(self_energies, torch.from_numpy(counts), torch.from_numpy(energies)).numpy()
         by_structure: list[np.ndarray | None] = [None] * len(images)
@@ -120,20 +126,30 @@ class Predictor:
         Sorted, all structures of a formula share one set of neighbour tables.
         """
         elements = self.model_config.aev.elements
-        species = np.concatenate(
-            [checked_species(elements, atoms, structure_label(m, atoms)) for m, atoms in enumerate(images)]
-        )
+        species = checked_species_of_all(elements, images)
         sizes = [len(atoms) for atoms in images]
         order = np.lexsort((species, np.repeat(np.arange(len(images)), sizes)))
         positions = np.concatenate([atoms.positions for atoms in images])
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return Source(species[order], positions[order], offsets, len(elements), np.zeros((len(images), 1))), order
+        source = Source(species[order], positions[order], offsets, len(elements), np.zeros((len(images), 1)))
+        aev = self.model_config.aev
+        return source._replace(cutoffs=(aev.radial_cutoff, aev.angular_cutoff)), order
+
+    def _chunks(self, counts: np.ndarray, batch_size: int | None) -> Iterator[np.ndarray]:
+        """The structures of each batch: like with like, since a batch is padded to its largest. counts: (M,S)."""
+        sizes = counts.sum(axis=1)
+        order = np.lexsort((*counts.T, sizes))
+        if batch_size is not None:
+            return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        if self.params.self_energies.device.type == "cpu" and aev_kernel.available():
+            return _cut(order, sizes, _BATCH_ATOMS)
+        return _cut(order, np.maximum(sizes * (sizes - 1) * (sizes - 2) // 2, 1), _BATCH_ANGLES)
 
     def _evaluate(
         self, source: Source, chunks: Iterator[np.ndarray], forces: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Energies (M,L) less self energies, and forces (A,L,3) of the source's atoms where they are wanted."""
-        step, n_levels = build_predict_step(self.model_config, forces), self.model_config.n_levels
+        step, n_levels = self._steps[forces], self.model_config.n_levels
         weight = self.params.networks[0].weights[0]
         energies = np.empty((len(source.energies), n_levels))
         by_atom = np.empty((len(source.positions), n_levels, 3)) if forces else None
@@ -147,24 +163,23 @@ class Predictor:
         return energies, by_atom
 
 
-def _chunks(counts: np.ndarray, batch_size: int | None, most_angles: int) -> Iterator[np.ndarray]:
-    """The structures of each batch: like with like, since a batch is padded to its largest. counts: (M,S)."""
-    sizes = counts.sum(axis=1)
-    order = np.lexsort((*counts.T, sizes))
-    angles = np.maximum(sizes * (sizes - 1) * (sizes - 2) // 2, 1)
+def _cut(order: np.ndarray, costs: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Batches that cost `most` at most, or hold one structure. costs: (M,), ascending along `order`, where the last of
+    a batch sets the cost of all.
+    """
     start = 0
     while start < len(order):
-        size = batch_size or max(1, most_angles // int(angles[order[start]]))
-        chunk = order[start : start + size]
-        if batch_size is None:  # sizes ascend, so the last of a batch sets the size of all; one always fits
-            fits = angles[chunk] * np.arange(1, len(chunk) + 1) <= most_angles
-            chunk = chunk[: max(1, int(fits.sum()))]
+        chunk = order[start : start + max(1, most // int(costs[order[start]]))]
+        fits = costs[chunk] * np.arange(1, len(chunk) + 1) <= most
+        chunk = chunk[: max(1, int(fits.sum()))]
         yield chunk
         start += len(chunk)
 
 
 def check_output(path: Path) -> None:
     """Raises DataError for a name that ASE, which goes by names, would read as another format than extended XYZ."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
     try:
         taken_for = filetype(path.name, read=False)
     except UnknownFileTypeError:
@@ -182,6 +197,8 @@ def write_predictions(path: str | Path, images: Sequence[Atoms], predictions: Se
     `info["energy_0"]` and `arrays["forces_0"]`, named by level; a difference is in `energy_difference` and
     `forces_difference`. Raises DataError where `path` cannot be written, or has the suffix of another format.
     """
+    import ase.io
+
     path = Path(path)
     check_output(path)
     frames = [_frame(atoms, prediction) for atoms, prediction in zip(images, predictions, strict=True)]

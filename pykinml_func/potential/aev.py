@@ -20,6 +20,7 @@ from itertools import combinations, combinations_with_replacement
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import jacfwd
 
 from pykinml_func.config import AEVConfig
 from pykinml_func.types import NeighbourTables
@@ -156,6 +157,30 @@ def aevs(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
     outside the elements.
     """
     return aevs_of_neighbours(config, tables_of(config, species), positions)
+
+
+def aev_jacobians(config: AEVConfig, species: Tensor, positions: Tensor) -> Tensor:
+    """dAEV/dxyz of one structure; batched over positions by vmap.
+
+    species: (n,) indices into `config.elements`; positions: (n,3) Å. Returns (n,D,n,3) in 1/Å. Raises ValueError for an
+    index outside the elements.
+    """
+    return jacfwd(lambda moved: aevs(config, species, moved))(positions)
+
+
+def neighbour_columns(config: AEVConfig) -> list[list[int]]:
+    """Of an AEV's D terms, those that depend on where a neighbour of each species is: (S,B).
+
+    B = R + S Q: the radial shells of its species, then for each species of third atoms the angular terms of both.
+    """
+    n_species, n_terms = len(config.elements), config.n_angular_radial * config.n_angular
+    kinds = {pair: place for place, pair in enumerate(combinations_with_replacement(range(n_species), 2))}
+    columns = []
+    for s in range(n_species):
+        starts = [n_species * config.n_radial + kinds[min(s, t), max(s, t)] * n_terms for t in range(n_species)]
+        radial = range(s * config.n_radial, (s + 1) * config.n_radial)
+        columns.append([*radial, *(column for start in starts for column in range(start, start + n_terms))])
+    return columns
 
 
 def tables_of(config: AEVConfig, species: Tensor) -> NeighbourTables:

@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.potential.aev import aevs_of_neighbours, tables_of
-from pykinml_func.potential.multifidelity import chain_energies, input_length
+from pykinml_func.potential.multifidelity import chain_energies, chain_energies_and_gradients, input_length
 from pykinml_func.types import Networks, Params
 
 
@@ -47,6 +47,20 @@ def atomic_energies(model_config: ModelConfig, networks: tuple[Networks, ...], a
 
     energies: Tensor = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
     return energies
+
+
+def atomic_energies_and_gradients(
+    model_config: ModelConfig, networks: tuple[Networks, ...], aevs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies of packed atoms at each level, self energies excluded, and dE/dAEV. aevs: (S,N,D). Returns (S,N,L) and
+    (S,N,L,D) eV.
+    """
+
+    def one_atom(networks: tuple[Networks, ...], aev: Tensor) -> tuple[Tensor, Tensor]:
+        return chain_energies_and_gradients(model_config, networks, aev)
+
+    energies, gradients = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
+    return energies, gradients
 
 
 def sum_by_structure(per_atom: Tensor, structure_index: Tensor, n_structures: int) -> Tensor:

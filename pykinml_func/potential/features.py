@@ -1,6 +1,7 @@
 """What a batch feeds the networks, one kind for each way to forces.
 
-# M structures, S species, N atoms a species (padded), n atoms of the largest structure, D AEV length
+# M structures, L fidelity levels, S species, N atoms a species (padded), R = S N rows of atoms, D AEV length
+# P ordered pairs of atoms of one structure (padded), B terms of an AEV that depend on one neighbour
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pykinml_func.config import AEVConfig
-from pykinml_func.potential.aev import aevs_of_neighbours
+from pykinml_func.potential import aev_kernel
+from pykinml_func.potential.aev import aevs_of_neighbours, neighbour_columns
 from pykinml_func.types import NeighbourTables, Pullback
 
 
@@ -24,9 +26,9 @@ class CachedAEVs(NamedTuple):
     def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:
         """The AEVs, and a function that raises TypeError."""
 
-        def no_pullback(gradient: Tensor) -> Tensor:
+        def no_pullback(gradients: Tensor) -> Tensor:
             raise TypeError(
-                f"forces need Jacobians or positions, got AEVs alone, for {config.elements} {tuple(gradient.shape)}"
+                f"forces need Jacobians or positions, got AEVs alone, for {config.elements} {tuple(gradients.shape)}"
             )
 
         return self.aevs, no_pullback
@@ -38,25 +40,48 @@ class CachedJacobians(NamedTuple):
     aevs: Tensor
     """(S,N,D)"""
     jacobians: Tensor
-    """(M, n*D, 3n) 1/Å, zero where padded"""
-    slots: Tensor
-    """(M,n): the place of each structure's atoms in the S*N packed ones"""
-    rows: Tensor
-    """(S*N,): the inverse, a packed atom's place in the M*n"""
+    """(P,3,B) 1/Å, of `aev_kernel.pair_jacobians`; zero where padded"""
+    centres: Tensor
+    """(P,): the row of each pair's first atom"""
+    neighbours: Tensor
+    """(P,): the row of its second"""
 
-    def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:  # noqa: ARG002 (the AEVs are there)
+    def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:
         """The AEVs, and the contraction with the cached dAEV/dxyz."""
+        n_species, width = self.aevs.shape[:2]
 
-        def contract(gradient: Tensor) -> Tensor:
-            by_structure = gradient.flatten(0, 1)[self.slots].flatten(1)
-            products = torch.einsum("mk,mkx->mx", by_structure, self.jacobians)
-            return products.reshape(-1, 3)[self.rows].unflatten(0, gradient.shape[:2])
+        def contract(gradients: Tensor) -> Tensor:
+            columns = torch.tensor(neighbour_columns(config), device=gradients.device).flatten()
+            by_species = gradients.flatten(1, 2).index_select(2, columns).unflatten(2, (n_species, -1)).flatten(1, 2)
+            by_pair = by_species.index_select(1, self.centres * n_species + self.neighbours // width)
+            products = torch.einsum("lpb,pxb->lpx", by_pair, self.jacobians)
+            out = gradients.new_zeros(len(gradients), n_species * width, 3)
+            # all that moves an atom's neighbours moves it the other way
+            out = out.index_add(1, self.neighbours, products).index_add(1, self.centres, products, alpha=-1)
+            return out.unflatten(1, (n_species, width))
 
         return self.aevs, contract
 
 
 class Geometry(NamedTuple):
     """Coordinates: the `positions` force path, which computes AEVs in the step and stores no Jacobian."""
+
+    positions: Tensor
+    """(S,N,3) Å"""
+    atoms: aev_kernel.Atoms
+
+    def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:
+        """AEVs of the positions, and their vector-Jacobian product."""
+        shape, rows = self.positions.shape[:2], self.positions.flatten(0, 1)
+
+        def pull(gradients: Tensor) -> Tensor:
+            return aev_kernel.pull(config, self.atoms, rows, gradients.flatten(1, 2)).unflatten(1, shape)
+
+        return aev_kernel.aevs(config, self.atoms, rows).unflatten(0, shape), pull
+
+
+class TabulatedGeometry(NamedTuple):
+    """Geometry where the compiled AEVs cannot run: on accelerators, and without a C++ compiler."""
 
     positions: Tensor
     """(S,N,3) Å"""
@@ -70,4 +95,4 @@ class Geometry(NamedTuple):
             return aevs_of_neighbours(config, self.tables, positions.flatten(0, 1)).unflatten(0, shape)
 
         aevs, pull, *_ = torch.func.vjp(aevs_of, self.positions)
-        return aevs, lambda gradient: pull(gradient)[0]
+        return aevs, lambda gradients: torch.stack([pull(gradient)[0] for gradient in gradients])

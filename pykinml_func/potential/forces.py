@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.func import grad_and_value, jacrev, vjp
+from torch.func import grad_and_value, jacrev
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.potential.energy import atomic_energies, energy, level_energies, sum_by_structure
+from pykinml_func.potential.energy import (
+    atomic_energies,
+    atomic_energies_and_gradients,
+    energy,
+    level_energies,
+    sum_by_structure,
+)
 from pykinml_func.types import Features, Networks, Params
 
 
@@ -66,13 +69,6 @@ def batch_energies_and_forces(
     Raises TypeError for features that hold AEVs alone.
     """
     aevs, pullback = features.aevs_and_pullback(model_config.aev)
-
-    def totals(aevs: Tensor) -> tuple[Tensor, Tensor]:
-        atomic = atomic_energies(model_config, networks, aevs)
-        return atomic.sum(dim=(0, 1)), atomic
-
-    found: Any = vjp(totals, aevs, has_aux=True)  # torch's stubs know only the pair without aux
-    sums, gradient_of, atomic = found
-    each_level = torch.eye(model_config.n_levels, dtype=sums.dtype, device=sums.device)
-    forces = torch.stack([-pullback(gradient_of(level)[0]) for level in each_level], dim=2)
+    atomic, gradients = atomic_energies_and_gradients(model_config, networks, aevs)
+    forces = -pullback(gradients.movedim(2, 0)).movedim(0, 2)
     return sum_by_structure(atomic, structure_index, n_structures), forces

@@ -1,14 +1,15 @@
-"""One element's network on one atom's AEV; batches of atoms and elements are the caller's vmap.
+"""One element's network on one atom's AEV, and its derivative; batches of atoms and elements are the caller's vmap.
 
 # D AEV length; a layer maps (in,) to (out,)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from pykinml_func.types import Networks
 
@@ -32,12 +33,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gaussian": lambda x, y: -2 * x * y,
+    "tanh": lambda _, y: 1 - y * y,
+    "identity": lambda x, _: torch.ones_like(x),
+    "relu": lambda x, _: (x > 0).to(x.dtype),
+    "silu": lambda x, y: torch.sigmoid(x) * (1 + x - y),
+}
+"""The derivative of each activation, of its argument and its value."""
+
+
 def atomic_energy(activations: tuple[str, ...], network: Networks, inputs: Tensor) -> Tensor:
     """Energy of one atom, self energy excluded. network: one element's layers, no species axis; inputs: (in,), the
     AEV. Returns () eV.
     """
     x = inputs
-    biases = network.biases or (None,) * len(network.weights)
-    for activation, weight, bias in zip(activations, network.weights, biases, strict=True):
-        x = ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))
+    for activation, weight, bias in _layers(activations, network):
+        x = ACTIVATIONS[activation](linear(x, weight, bias))
     return x.squeeze(-1)
+
+
+def atomic_energy_and_gradient(
+    activations: tuple[str, ...], network: Networks, inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energy of one atom and its derivative by `inputs`, by the chain rule. Arguments as `atomic_energy`. Returns () eV
+    and (in,) eV.
+
+    Written out, since training to forces differentiates it again, and each derivative of a derivative that autograd
+    takes costs operations that this one does without.
+    """
+    x, slopes = inputs, []
+    for activation, weight, bias in _layers(activations, network):
+        summed = linear(x, weight, bias)
+        x = ACTIVATIONS[activation](summed)
+        slopes.append(SLOPES[activation](summed, x))
+    gradient = torch.ones_like(x)
+    for slope, weight in zip(reversed(slopes), reversed(network.weights), strict=True):
+        gradient = (gradient * slope) @ weight
+    return x.squeeze(-1), gradient
+
+
+def _layers(activations: tuple[str, ...], network: Networks) -> Iterable[tuple[str, Tensor, Tensor | None]]:
+    return zip(activations, network.weights, network.biases or (None,) * len(network.weights), strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.potential.mlp import atomic_energy
+from pykinml_func.potential.mlp import atomic_energy, atomic_energy_and_gradient
 from pykinml_func.types import Networks
 
 
@@ -30,8 +30,31 @@ def chain_energies(model_config: ModelConfig, networks: tuple[Networks, ...], ae
     """
     energies = [atomic_energy(model_config.activations, networks[0], aev)]
     for network in networks[1:]:
-        below = energies[-1]
-        seen = [aev] * model_config.pass_aev + [below.unsqueeze(0)] * model_config.pass_energy
-        own = atomic_energy(model_config.activations, network, torch.cat(seen))
-        energies.append(own + below if model_config.sum_levels else own)
+        own = atomic_energy(model_config.activations, network, _seen(model_config, aev, energies[-1]))
+        energies.append(own + energies[-1] if model_config.sum_levels else own)
     return torch.stack(energies)
+
+
+def chain_energies_and_gradients(
+    model_config: ModelConfig, networks: tuple[Networks, ...], aev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies of one atom at each level, and their derivatives by its AEV. Arguments as `chain_energies`. Returns (L,)
+    and (L,D) eV.
+    """
+    activations = model_config.activations
+    lowest = atomic_energy_and_gradient(activations, networks[0], aev)
+    energies, gradients = [lowest[0]], [lowest[1]]
+    for network in networks[1:]:
+        below, slope = energies[-1], gradients[-1]
+        own, by_seen = atomic_energy_and_gradient(activations, network, _seen(model_config, aev, below))
+        gradient = by_seen[: len(aev)] if model_config.pass_aev else torch.zeros_like(aev)
+        if model_config.pass_energy:
+            gradient = gradient + by_seen[-1] * slope
+        energies.append(own + below if model_config.sum_levels else own)
+        gradients.append(gradient + slope if model_config.sum_levels else gradient)
+    return torch.stack(energies), torch.stack(gradients)
+
+
+def _seen(model_config: ModelConfig, aev: Tensor, below: Tensor) -> Tensor:
+    """What a level's network sees. aev: (D,); below: (), the energy of the level below."""
+    return torch.cat([aev] * model_config.pass_aev + [below.unsqueeze(0)] * model_config.pass_energy)

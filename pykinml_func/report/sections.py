@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pykinml_func.config import TrainConfig
+from pykinml_func.config.names import shown
 from pykinml_func.data.labels import has_forces
 from pykinml_func.training.metrics import best_record, level_prefixes
 from pykinml_func.training.reporter import RunResult, Setup
@@ -142,17 +144,30 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
     if training.forces:
         how = {"jacobian": "cached AEV Jacobians", "positions": "positions, AEVs recomputed in each step"}
         weight = "weights are learned" if training.learn_loss_weights else f"weight {training.force_weight:g}"
+        if training.force_weight_end is not None:
+            weight += f" to {training.force_weight_end:g} in the last epoch"
         forces = f"from {how[training.force_path]}; {weight}"
     steps = "compiled by torch.compile, each new shape when it first comes" if setup.compiled else "eager, not compiled"
     start = [] if training.start_from is None else [("starts from", str(training.start_from))]
+    average = [("average", f"running mean of the networks, decay {training.ema:g}: validated and kept")]
     return [
         *start,
+        *_recipe_facts(training),
         ("forces", forces),
         ("precision", f"{training.precision} on {training.device}"),
         ("steps", steps),
         ("optimizer", f"{training.optimizer}, {training.schedule} schedule, learning rate {training.learning_rate:g}"),
+        *(average if training.ema else []),
         ("epochs", f"{training.epochs}, batches of {training.batch_size}"),
     ]
+
+
+def _recipe_facts(training: TrainConfig) -> list[tuple[str, str]]:
+    """The recipe, where it is not the standard one, and the settings that were given in place of its own."""
+    if training.recipe == "standard":
+        return []
+    own = [f"{name} {shown(getattr(training, name))}" for name in training.departures()]
+    return [("recipe", training.recipe + (f", with your {', '.join(own)}" if own else ""))]
 
 
 def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int]) -> list[tuple[str, str]]:

@@ -24,16 +24,19 @@ from pykinml_func.files import write_atomically
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.optimizers import Optimizer
 from pykinml_func.training.schedules import ScheduleState
-from pykinml_func.types import OptimizerState, Params, Trainable, TrainState
+from pykinml_func.types import Networks, OptimizerState, Params, Trainable, TrainState
 from pykinml_func.version import __version__
 
 _FORMAT = "pykinml_func model"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _UNITS = {"energy": "eV", "length": "Å"}
 
 
 class Checkpoint(NamedTuple):
     """The training that a checkpoint holds, besides its model."""
+
+    last: tuple[Networks, ...]
+    """as the optimizer left them, where the model's are their running mean; else ()"""
 
     log_variances: Tensor
     optimizer: OptimizerState
@@ -48,8 +51,13 @@ def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> N
 def save_checkpoint(
     path: Path, model_config: ModelConfig, state: TrainState, schedule: ScheduleState, optimizer_name: str
 ) -> None:
-    """Write a model with the state of its training: optimizer, learned loss weights, learning-rate schedule."""
-    tensors = _named(state.params) | _named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
+    """Write a model with the state of its training: optimizer, learned loss weights, learning-rate schedule.
+
+    Where a running mean of the networks is taken, that is the model.
+    """
+    tensors = _named(state.evaluated) | _named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
+    if state.average:
+        tensors |= _named(state.params.networks, "last.")
     training = {"optimizer": optimizer_name, "schedule": schedule._asdict()}
     _save(path, tensors, model_config, {"training": json.dumps(training)})
 
@@ -135,7 +143,9 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
     log_variances = tensors["log_variances"]
     template = optimizer.init(Trainable(params.networks, log_variances))
     memory = _filled(path, template, tensors, "optimizer.")
-    return Checkpoint(log_variances, memory, ScheduleState(**training["schedule"]))
+    averaged = any(name.startswith("last.") for name in tensors)
+    last = _filled(path, params.networks, tensors, "last.") if averaged else ()
+    return Checkpoint(last, log_variances, memory, ScheduleState(**training["schedule"]))
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:

@@ -26,9 +26,12 @@ from pykinml_func.training.step import build_predict_step
 from pykinml_func.types import Params
 
 _SMALL_BATCH = 2**18
-"""Numbers in a batch's AEVs below which several threads gain a third over one at most, and lose an order of magnitude
-where other work makes them wait for each other (50 structures of C5H5: 2**17).
+"""Numbers in a batch's AEVs below which training to energies gains a tenth by a second thread, and training to forces a
+third (50 structures of C5H5: 2**17). Where other work makes threads wait for each other, both lose more than that.
 """
+
+_FEW_THREADS = 4
+"""For small batches of force training."""
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> PreparedSet:
@@ -71,8 +74,9 @@ def fit(config: RunConfig, reporter: Reporter, overwrite: bool = False) -> RunRe
         loaders = make_loaders(config, data, prepared, device)
         batch_atoms = float(np.diff(data.source.offsets)[data.split.train].mean() * loaders["train"].packer.batch_size)
         small = batch_atoms * config.model.aev.length < _SMALL_BATCH
-        with using_threads(config.training.threads or int(small)):
-            return _train(config, reporter, data, loaders, start, batch_atoms)
+        few = min(_FEW_THREADS, torch.get_num_threads()) if config.training.forces else 1
+        with using_threads(config.training.threads or few * small):
+            return _train(config, reporter, data, loaders, start)
 
 
 def _train(
@@ -81,15 +85,13 @@ def _train(
     data: RunData,
     loaders: dict[str, Loader],
     start: Start | None,
-    batch_atoms: float,
 ) -> RunResult:
     """The epochs, and the errors of the model that is kept."""
     training = config.training
     device = loaders["train"].packer.device
     state, schedule = first_state(config, data.self_energies.self_energies, start, device)
-    path = training.force_path if training.forces else None
     n_steps = training.epochs * loaders["train"].n_batches
-    compiled = repays_compilation(training.compile, path, n_steps, batch_atoms)
+    compiled = repays_compilation(training.compile, training.forces, n_steps)
     loop = Loop(config, loaders, state, schedule, compiled)
     reporter.ready(Setup(config, data, state.params, compiled))
     interrupted = _run_epochs(config, reporter, data, loop)

@@ -14,10 +14,10 @@ from pykinml_func.data.loader import Loader
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.files import write_atomically
 from pykinml_func.training.checkpoint import save_checkpoint, save_model
-from pykinml_func.training.compilation import CompiledStep
+from pykinml_func.training.compilation import RecordedStep
 from pykinml_func.training.metrics import add_sums, level_prefixes, summary
 from pykinml_func.training.optimizers import build_optimizer
-from pykinml_func.training.schedules import ScheduleState, build_schedule
+from pykinml_func.training.schedules import ScheduleState, build_schedule, force_weight_at
 from pykinml_func.training.step import build_eval_step, build_objective, build_train_step
 from pykinml_func.types import TrainState
 
@@ -36,12 +36,11 @@ class Loop:
         """state, schedule: before the first epoch; compiled: whether steps run under torch.compile."""
         training = config.training
         self.config, self.loaders, self.state, self.schedule = config, loaders, state, schedule
-        self._step = build_train_step(config.model, build_optimizer(training), build_objective(training))
-        self._evaluate = build_eval_step(config.model, training.forces)
-        if compiled:
-            self._step, self._evaluate = CompiledStep(self._step), CompiledStep(self._evaluate)
+        step = build_train_step(config.model, build_optimizer(training), build_objective(training), training.ema)
+        self._step = RecordedStep(step, compiled)
+        self._evaluate = RecordedStep(build_eval_step(config.model, training.forces), compiled)
         self._advance = build_schedule(training)
-        self.best, self._best_rmse = state.params, math.inf
+        self.best, self._best_rmse = state.evaluated, math.inf
         self.history: list[dict[str, float]] = []
         self._validation = list(loaders["valid"].epoch(0))
 
@@ -52,8 +51,8 @@ class Loop:
 
     @property
     def shapes(self) -> int:
-        """Shapes that were compiled."""
-        return sum(step.shapes for step in (self._step, self._evaluate) if isinstance(step, CompiledStep))
+        """Shapes of batches that were recorded."""
+        return self._step.shapes + self._evaluate.shapes
 
     def run_epoch(self) -> dict[str, float]:
         """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record.
@@ -65,7 +64,7 @@ class Loop:
             state, step_sums = self._step(state, batch)
             sums.append(step_sums)
         train = summary(add_sums(sums), levels)
-        valid = summary(add_sums(self._evaluate(state.params, batch) for batch in self._validation), levels)
+        valid = summary(add_sums(self._evaluate(state.evaluated, batch) for batch in self._validation), levels)
         rmse = valid["energy_rmse"]
         if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
             raise PyKinMLError(
@@ -73,7 +72,7 @@ class Loop:
                 f"({self.schedule.learning_rate:g} now)"
             )
         if rmse < self._best_rmse:
-            self.best, self._best_rmse = state.params, rmse
+            self.best, self._best_rmse = state.evaluated, rmse
         record = {"epoch": self.epoch + 1, "learning_rate": self.schedule.learning_rate}
         record |= {
             f"{part}_{name}": value
@@ -84,7 +83,8 @@ class Loop:
         record["seconds"] = time.perf_counter() - started
         self.schedule = self._advance(self.schedule, rmse)
         rate = torch.full_like(state.learning_rate, self.schedule.learning_rate)
-        self.state = state._replace(learning_rate=rate)
+        weight = torch.full_like(state.force_weight, force_weight_at(self.config.training, self.schedule))
+        self.state = state._replace(learning_rate=rate, force_weight=weight)
         self.history.append(record)
         return record
 

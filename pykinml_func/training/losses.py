@@ -37,7 +37,7 @@ def structures_with_forces(component_weights: Tensor) -> Tensor:
     return (3 * component_weights.sum(dim=(0, 1))).round()
 
 
-def weighted_loss(energy: Tensor, force: Tensor, force_weight: float) -> Tensor:
+def weighted_loss(energy: Tensor, force: Tensor, force_weight: float | Tensor) -> Tensor:
     """Sum over levels of (1 - w) energy loss + w force loss, PyKinML's fixed weighting. energy, force: (L,). Returns
     ().
     """

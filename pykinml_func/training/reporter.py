@@ -37,7 +37,7 @@ class RunResult(NamedTuple):
     """of train, valid and test with `params`, as `metrics.summary` has them"""
     predictions: dict[str, Predictions]
     shapes: int
-    """shapes of batches that were compiled; 0 for an eager run"""
+    """shapes of batches that were recorded, and compiled where steps are"""
     interrupted: bool = False
     """whether Ctrl-C ended it before its last epoch"""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.elements import composition, species_of
-from pykinml_func.data.featurize import jacobian_offsets
+from pykinml_func.data.featurize import jacobian_shape
 from pykinml_func.data.labels import complete_structures, training_labels
 from pykinml_func.data.loader import Loader
 from pykinml_func.data.prepared import PreparedSet, open_prepared
 from pykinml_func.data.splits import Split, make_split, make_split_from_marks
 from pykinml_func.errors import ConfigError, ElementError
+from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.self_energies import SelfEnergyFit, fit_level_self_energies, subtract_self_energies
 from pykinml_func.training.start import Start, read_start
 from pykinml_func.types import Structures
@@ -81,7 +83,9 @@ def _at_precision(training: TrainConfig, prepared: PreparedSet) -> TrainConfig:
 def _force_path(training: TrainConfig, prepared: PreparedSet) -> str:
     if training.force_path != "auto":
         return training.force_path
-    entries = int(jacobian_offsets(prepared.structures.sizes, prepared.aev.length)[-1])
+    if prepared.backend == "native" and training.device == "cpu" and aev_kernel.available():
+        return "positions"  # sooner computed than Jacobians are read
+    entries = math.prod(jacobian_shape(prepared.aev, prepared.structures.sizes))
     needed = entries * np.dtype(training.precision).itemsize
     return "jacobian" if needed < _JACOBIAN_SHARE * psutil.virtual_memory().available else "positions"
 

@@ -14,7 +14,7 @@ from pykinml_func.errors import ConfigError
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint, load_model
 from pykinml_func.training.optimizers import build_optimizer
-from pykinml_func.training.schedules import ScheduleState
+from pykinml_func.training.schedules import ScheduleState, first_schedule, force_weight_at
 from pykinml_func.training.step import build_objective, init_state
 from pykinml_func.types import Params, TrainState
 
@@ -58,7 +58,7 @@ def first_state(
 ) -> tuple[TrainState, ScheduleState]:
     """The state before the first step, in the precision of the run. self_energies: (L,S) eV.
 
-    Of a checkpoint's schedule the rate and the epochs done go on; its best error was that of another validation set.
+    Of a checkpoint go on what the optimizer left, and the networks' running mean, which is its model.
     """
     training, dtype = config.training, getattr(torch, config.training.precision)
 
@@ -68,12 +68,14 @@ def first_state(
     generator = torch.Generator().manual_seed(training.seeds[1])
     drawn = init_params(config.model, generator) if start is None else start.params
     params = Params(placed(drawn.networks), self_energies.to(device))
-    schedule = ScheduleState(training.learning_rate)
-    if start is not None and start.checkpoint is not None:
-        schedule = ScheduleState(start.checkpoint.schedule.learning_rate, start.checkpoint.schedule.epochs)
-    state = init_state(params, build_optimizer(training), build_objective(training), schedule.learning_rate)
-    if start is None or start.checkpoint is None:
+    kept = None if start is None else start.checkpoint
+    schedule = first_schedule(training, None if kept is None else kept.schedule)
+    optimizer, objective = build_optimizer(training), build_objective(training)
+    objective = objective._replace(force_weight=force_weight_at(training, schedule))
+    state = init_state(params, optimizer, objective, schedule.learning_rate, training.ema)
+    if kept is None:
         return state, schedule
-    kept = start.checkpoint
+    if kept.last:
+        state = state._replace(params=params._replace(networks=placed(kept.last)))
     memory = kept.optimizer._replace(step=kept.optimizer.step.to(device), moments=placed(kept.optimizer.moments))
     return state._replace(log_variances=placed(kept.log_variances), optimizer=memory), schedule

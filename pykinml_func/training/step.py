@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig, TrainConfig
 from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces
@@ -35,7 +36,7 @@ class Objective(NamedTuple):
 
     forces: bool = False
     force_weight: float = 0.3
-    """w in (1 - w) energy loss + w force loss, a level"""
+    """w in (1 - w) energy loss + w force loss, a level: of the first state, which carries it"""
     learned: bool = False
     """weights are learned, in place of w"""
 
@@ -49,42 +50,73 @@ def build_objective(training: TrainConfig) -> Objective:
     return Objective(training.forces, training.force_weight, training.learn_loss_weights)
 
 
-def init_state(params: Params, optimizer: Optimizer, objective: Objective, learning_rate: float) -> TrainState:
-    """The state before the first step: no moments, and loss weights of 1 where they are learned (s = 0)."""
+def init_state(
+    params: Params, optimizer: Optimizer, objective: Objective, learning_rate: float, ema: float = 0.0
+) -> TrainState:
+    """The state before the first step: no moments, and loss weights of 1 where they are learned (s = 0).
+
+    ema: as in `build_train_step`.
+    """
     dtype, device = params.networks[0].weights[0].dtype, params.self_energies.device
     log_variances = torch.zeros(objective.n_tasks(len(params.networks)), dtype=dtype, device=device)
     rate = torch.tensor(learning_rate, dtype=torch.float64, device=device)
-    return TrainState(params, log_variances, optimizer.init(Trainable(params.networks, log_variances)), rate)
+    weight = torch.tensor(objective.force_weight, dtype=torch.float64, device=device)
+    average = tree_map(torch.clone, params.networks) if ema else ()
+    memory = optimizer.init(Trainable(params.networks, log_variances))
+    return TrainState(params, log_variances, memory, rate, weight, average)
 
 
-def build_train_step(model_config: ModelConfig, optimizer: Optimizer, objective: Objective) -> TrainStep:
-    """A step of gradient descent on one batch; the sums are those of before the update."""
+def build_train_step(
+    model_config: ModelConfig, optimizer: Optimizer, objective: Objective, ema: float = 0.0
+) -> TrainStep:
+    """A step of gradient descent on one batch; the sums are those of before the update.
 
-    def loss(trainable: Trainable, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    ema: decay of the networks' running mean, 0 for none.
+    """
+
+    def loss(trainable: Trainable, batch: Batch, force_weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         predicted = _predict(model_config, trainable.networks, batch, objective.forces)
-        return _total_loss(objective, trainable.log_variances, batch, *predicted), predicted
+        return _total_loss(objective, trainable.log_variances, force_weight, batch, *predicted), predicted
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepSums]:
         trainable = Trainable(state.params.networks, state.log_variances)
-        gradients, predicted = grad(loss, has_aux=True)(trainable, batch)
+        gradients, predicted = grad(loss, has_aux=True)(trainable, batch, state.force_weight)
         moved, memory = optimizer.update(gradients, state.optimizer, trainable, state.learning_rate)
         params = Params(moved.networks, state.params.self_energies)
-        return TrainState(params, moved.log_variances, memory, state.learning_rate), step_sums(batch, *predicted)
+        average = _average(state.average, moved.networks, memory.step, ema)
+        moved_on = state._replace(params=params, log_variances=moved.log_variances, optimizer=memory, average=average)
+        return moved_on, step_sums(batch, *predicted)
 
     return step
 
 
+def _average(
+    average: tuple[Networks, ...], networks: tuple[Networks, ...], step: Tensor, ema: float
+) -> tuple[Networks, ...]:
+    """The running mean after a step, of a decay that rises to `ema`, so that the first networks are soon forgotten."""
+    decay = (step / (9 + step)).clamp(max=ema)
+    mixed: tuple[Networks, ...] = tree_map(
+        lambda old, new: new + decay.to(new.dtype) * (old - new), average, networks if average else ()
+    )
+    return mixed
+
+
 def _total_loss(
-    objective: Objective, log_variances: Tensor, batch: Batch, energies: Tensor, forces: Tensor | None = None
+    objective: Objective,
+    log_variances: Tensor,
+    force_weight: Tensor,
+    batch: Batch,
+    energies: Tensor,
+    forces: Tensor | None = None,
 ) -> Tensor:
-    """energies: (M,L) eV; forces: (S,N,L,3) eV/Å. Returns ()."""
+    """force_weight: (); energies: (M,L) eV; forces: (S,N,L,3) eV/Å. Returns ()."""
     losses, counts = [energy_loss(batch, energies)], [batch.energy_mask.sum(dim=0)]
     if forces is not None and batch.component_weights is not None:
         losses.append(force_loss(batch, forces))
         counts.append(structures_with_forces(batch.component_weights))
     if objective.learned:
         return learned_loss(torch.cat(losses), torch.cat(counts) > 0, log_variances)
-    return losses[0].sum() if forces is None else weighted_loss(losses[0], losses[1], objective.force_weight)
+    return losses[0].sum() if forces is None else weighted_loss(losses[0], losses[1], force_weight.to(energies.dtype))
 
 
 def build_eval_step(model_config: ModelConfig, forces: bool) -> EvalStep:

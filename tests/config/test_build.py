@@ -247,3 +247,15 @@ def test_what_is_typed_wins_over_the_file_also_between_alternatives(
 )
 def test_a_refusal_tells_what_stands_in_the_file(typed: dict[str, Any], file: dict[str, Any], said: str) -> None:
     assert refused(typed, file).startswith(said)
+
+
+def test_what_is_typed_or_in_the_file_wins_over_a_recipe() -> None:
+    training = build_config({"recipe": "fast", "epochs": "7"}, {"learning_rate": 0.5, "schedule": "exp"}).training
+    assert (training.epochs, training.learning_rate, training.schedule) == (7, 0.5, "exponential")
+    assert training.optimizer == "soap" and training.forces
+
+
+def test_a_typed_recipe_leaves_out_what_its_values_make_meaningless_in_the_file() -> None:
+    training = build_config({"recipe": "fast"}, {"patience": 3}).training
+    assert training.schedule == "cosine" and "patience" not in training.model_fields_set
+    assert "patience needs schedule = plateau" in refusal(recipe="fast", patience=3)

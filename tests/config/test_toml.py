@@ -43,7 +43,7 @@ def test_a_written_config_names_every_setting_but_what_follows_from_others(tmp_p
     write_toml(tmp_path / "config.toml", build_config({"forces": True, "temperature": 300.0}))
     left_out = {"radial_eta", "angular_eta", "zeta", "radial_prefactor", "angular_prefactor"}
     left_out |= {"radial_shifts", "angular_shifts", "angular_sections"}
-    left_out |= {"momentum", "step_size", "start_from"}
+    left_out |= {"momentum", "step_size", "warmup", "force_weight_end", "start_from"}
     assert set(SETTINGS) - set(read_toml(tmp_path / "config.toml")) == left_out
 
 
@@ -159,3 +159,18 @@ def test_a_file_that_is_no_toml_is_told(tmp_path: Path, content: bytes | None, s
 def test_a_directory_is_no_configuration_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"epochs": 7, "force_weight": 0.5}, {"schedule": "step", "step_size": 3}, {"forces": False}],
+    ids=["alone", "own values", "own schedule", "energies alone"],
+)
+def test_a_written_recipe_is_resolved_and_reads_back_the_same(tmp_path: Path, given: dict[str, object]) -> None:
+    config = build_config({"recipe": "fast", "prepared": str(tmp_path / "prepared"), **given})
+    write_toml(tmp_path / "config.toml", config)
+    written = read_toml(tmp_path / "config.toml")
+    assert written["recipe"] == "fast" and written["optimizer"] == config.training.optimizer
+    assert build_config(written) == config
+    standard = build_config({**written, "recipe": "standard"})
+    assert standard.training == config.training.model_copy(update={"recipe": "standard"})

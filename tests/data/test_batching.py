@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from pykinml_func.config import AEVConfig
 from pykinml_func.data import batching
 from pykinml_func.data.batching import Packer, Source
+from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.aev import neighbour_lists
-from pykinml_func.potential.features import Geometry
 from pykinml_func.types import Batch, Structures, atom_rows
 
 CONFIG = AEVConfig(elements=("C", "H", "O"), n_radial=2, n_angular_radial=2, n_angular=2)
@@ -54,6 +54,7 @@ def test_unpacking_inverts_packing(
 
 
 @pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
+@pytest.mark.usefixtures("either_aevs")
 def test_padding_holds_nothing(make_structures: Structured, make_source: Sourced, contents: str):
     source = make_source(make_structures(FORMULAS, levels=(0, 1)), CONFIG, contents)
     packer = packer_of(source, 4)
@@ -64,7 +65,7 @@ def test_padding_holds_nothing(make_structures: Structured, make_source: Sourced
     assert last.energies[2:].tolist() == [[0, 0], [0, 0]]
     assert not last.forces[padding].any()
     assert not last.component_weights[padding].any()
-    rows = last.features.positions if isinstance(last.features, Geometry) else last.features.aevs
+    rows = last.features.positions if contents == "positions" else last.features.aevs
     assert not rows[padding].any()
 
 
@@ -113,7 +114,10 @@ def test_without_forces_a_batch_has_none(make_structures: Structured, make_sourc
     assert batch.component_weights is None
 
 
-def test_neighbours_are_the_other_atoms_of_the_same_structure(make_structures: Structured, make_source: Sourced):
+def test_neighbours_are_the_other_atoms_of_the_same_structure(
+    make_structures: Structured, make_source: Sourced, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(aev_kernel, "available", lambda: False)
     source = make_source(make_structures(FORMULAS), CONFIG, "positions")
     batch = packer_of(source, 10).pack(np.arange(10))
     owner, species = batch.structure_index.flatten(), torch.arange(3).repeat_interleave(batch.structure_index.shape[1])
@@ -135,6 +139,47 @@ def test_neighbours_are_the_other_atoms_of_the_same_structure(make_structures: S
             assert sorted(found) == expected
 
 
+@pytest.mark.skipif(not aev_kernel.available(), reason="the compiled AEVs were not built")
+@pytest.mark.parametrize("index", [[3, 0, 7, 1], [5]])
+def test_the_compiled_aevs_hear_which_atoms_are_one_structure(
+    make_structures: Structured, make_source: Sourced, index: list[int]
+):
+    source = make_source(make_structures(FORMULAS), CONFIG, "positions")
+    batch = packer_of(source, 4).pack(np.array(index))
+    rows, offsets, species = batch.features.atoms
+    owner = batch.structure_index.flatten()
+    assert len(offsets) == 5, "as many structures as the largest batch has, the last ones empty"
+    assert offsets[-1] == sum(int(source.offsets[m + 1] - source.offsets[m]) for m in index)
+    for m in range(4):
+        listed = rows[offsets[m] : offsets[m + 1]].tolist()
+        assert sorted(listed) == (owner == m).nonzero()[:, 0].tolist()
+    assert species.tolist() == sorted(species.tolist())
+    assert species.reshape(batch.structure_index.shape)[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("index", [[3, 0, 7, 1], [5], [2, 2]])
+def test_each_stored_pair_is_of_one_structure(make_structures: Structured, make_source: Sourced, index: list[int]):
+    source = make_source(make_structures(FORMULAS), CONFIG, "jacobians")
+    batch = packer_of(source, 4).pack(np.array(index))
+    owner = batch.structure_index.flatten()
+    _, blocks, centres, neighbours = batch.features
+    sizes = np.diff(source.offsets)[index]
+    filled = int((sizes * (sizes - 1)).sum())
+    pairs = list(zip(centres[:filled].tolist(), neighbours[:filled].tolist(), strict=True))
+    assert len(set(pairs)) == filled
+    assert all(a != b and owner[a] == owner[b] < len(index) for a, b in pairs)
+    assert not blocks[filled:].any()
+    expected = np.concatenate([source.jacobians[start:end] for start, end in pair_ranges(source, index)])
+    np.testing.assert_array_equal(blocks[:filled], expected)
+
+
+def pair_ranges(source: Source, index: list[int]) -> list[tuple[int, int]]:
+    """Where the pairs of each structure at `index` are."""
+    sizes = np.diff(source.offsets)
+    ends = np.cumsum(sizes * (sizes - 1))
+    return [(int(ends[m] - sizes[m] * (sizes[m] - 1)), int(ends[m])) for m in index]
+
+
 def test_neighbour_lists_of_one_structure_are_padded_with_the_centre():
     singles, pairs = neighbour_lists((0, 1, 1), 2)
     assert [table.tolist() for table in singles] == [[[0], [0], [0]], [[1, 2], [2, 1], [1, 2]]]
@@ -148,6 +193,7 @@ def shapes(batches: list[Batch]) -> set[tuple[torch.Size, ...]]:
 
 
 @pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
+@pytest.mark.usefixtures("either_aevs")
 def test_mixed_sizes_meet_few_shapes(make_structures: Structured, make_source: Sourced, contents: str):
     generator = np.random.default_rng(0)
     structures = make_structures([FORMULAS[k] for k in generator.integers(0, len(FORMULAS), 300)])
@@ -182,7 +228,7 @@ def test_single_precision(make_structures: Structured, make_source: Sourced):
 
 def test_jacobians_are_located_once(make_structures: Structured, make_source: Sourced, monkeypatch: pytest.MonkeyPatch):
     packer = packer_of(make_source(make_structures(FORMULAS), CONFIG, "jacobians"), 2)
-    located, offsets = [], batching.jacobian_offsets
-    monkeypatch.setattr(batching, "jacobian_offsets", lambda *given: located.append(given) or offsets(*given))
+    located, offsets = [], batching.pair_offsets
+    monkeypatch.setattr(batching, "pair_offsets", lambda *given: located.append(given) or offsets(*given))
     assert len(list(packer.batches(np.arange(10)))) == 5
     assert len(located) == 1

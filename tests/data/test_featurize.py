@@ -12,7 +12,7 @@ from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig
 from pykinml_func.data import featurize
 from pykinml_func.data.elements import species_of
-from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_shape, pair_offsets
 from pykinml_func.errors import ConfigError
 from pykinml_func.types import Structures
 
@@ -25,31 +25,60 @@ Structured = Callable[..., Structures]
 
 
 def filled(config: AEVConfig, structures: Structures, backend: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """AEVs, flat Jacobians, and what `advance` heard."""
+    """AEVs, Jacobians of all pairs, and what `advance` heard."""
     rows = np.full((len(structures.numbers), config.length), np.nan)
-    flat = np.full(jacobian_offsets(structures.sizes, config.length)[-1], np.nan)
+    blocks = np.full(jacobian_shape(config, structures.sizes), np.nan)
     heard: list[int] = []
     fill_aevs(config, structures, backend, rows, heard.append)
-    fill_jacobians(config, structures, backend, flat, heard.append)
-    return rows, flat, heard
+    fill_jacobians(config, structures, backend, blocks, heard.append)
+    return rows, blocks, heard
 
 
-@pytest.mark.parametrize("backend", ["native", "aevmod"])
-@pytest.mark.parametrize("chunk_bytes", [1, featurize._CHUNK_BYTES], ids=["chunks of one", "large chunks"])
-def test_each_structure_gets_its_own_aevs(
-    make_structures: Structured, monkeypatch: pytest.MonkeyPatch, backend: str, chunk_bytes: int
-):
-    monkeypatch.setattr(featurize, "_CHUNK_BYTES", chunk_bytes)
+def assert_each_structure_has_its_own(
+    make_structures: Structured, make_dense: Callable[..., np.ndarray], backend: str
+) -> None:
     structures = make_structures(FORMULAS)
-    rows, flat, heard = filled(CONFIG, structures, backend)
+    rows, blocks, heard = filled(CONFIG, structures, backend)
     assert sum(heard) == 2 * len(FORMULAS)
     species = torch.from_numpy(species_of(CONFIG.elements, structures))
-    starts = jacobian_offsets(structures.sizes, CONFIG.length)
+    starts = pair_offsets(structures.sizes)
     for m, (a, b) in enumerate(zip(structures.offsets[:-1], structures.offsets[1:], strict=True)):
         arguments = (CONFIG, species[a:b], torch.from_numpy(structures.positions[a:b]))
         np.testing.assert_allclose(rows[a:b], aevs(*arguments), rtol=0, atol=VALUE_TOLERANCE)
-        jacobian = flat[starts[m] : starts[m + 1]].reshape(b - a, CONFIG.length, b - a, 3)
+        jacobian = make_dense(CONFIG, species[a:b].numpy(), blocks[starts[m] : starts[m + 1]])
         np.testing.assert_allclose(jacobian, aev_jacobians(*arguments), rtol=0, atol=JACOBIAN_TOLERANCE)
+
+
+both_chunks = pytest.mark.parametrize("chunk_bytes", [1, featurize._CHUNK_BYTES], ids=["chunks of one", "large chunks"])
+
+
+@both_chunks
+@pytest.mark.usefixtures("either_aevs")
+def test_each_structure_gets_its_own_aevs(
+    make_structures: Structured,
+    make_dense: Callable[..., np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_bytes: int,
+):
+    monkeypatch.setattr(featurize, "_CHUNK_BYTES", chunk_bytes)
+    assert_each_structure_has_its_own(make_structures, make_dense, "native")
+
+
+@both_chunks
+def test_each_structure_gets_its_own_aevs_from_aevmod(
+    make_structures: Structured,
+    make_dense: Callable[..., np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_bytes: int,
+):
+    monkeypatch.setattr(featurize, "_CHUNK_BYTES", chunk_bytes)
+    assert_each_structure_has_its_own(make_structures, make_dense, "aevmod")
+
+
+def test_a_jacobian_keeps_the_terms_that_a_neighbour_can_change():
+    # of C, H and O: 5 radial ones, and 3 x 4 angular ones for each species of the third atom
+    assert jacobian_shape(CONFIG, np.array([1, 2, 5, 0])) == (0 + 2 + 20 + 0, 3, 5 + 3 * 12)
+    assert pair_offsets(np.array([1, 2, 5, 3], dtype=np.int32)).tolist() == [0, 0, 2, 22, 28]
 
 
 def test_aevmod_refuses_grids_that_it_cannot_compute():

@@ -14,6 +14,7 @@ import pytest
 from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
 from pykinml_func.data.database import write_database
+from pykinml_func.data.manifest import FORMAT
 from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.types import Structures
@@ -140,7 +141,8 @@ def test_a_set_of_another_version_is_told(made: PreparedSet):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"made_by": {}}', '{"made_by": {"format": 3}, "checksums": {}, "sources": []}']
+    "content",
+    ["{", "[]", '{"made_by": {}}', f'{{"made_by": {{"format": {FORMAT}}}, "checksums": {{}}, "sources": []}}'],
 )
 def test_a_broken_manifest_is_told(made: PreparedSet, content: str):
     (made.path / "manifest.json").write_text(content)

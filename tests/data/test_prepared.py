@@ -21,7 +21,7 @@ from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig, DataConfig
 from pykinml_func.data import prepared as module
 from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.featurize import jacobian_offsets
+from pykinml_func.data.featurize import jacobian_shape, pair_offsets
 from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.types import Structures
@@ -66,20 +66,22 @@ def computed(prepared: PreparedSet, contents: module.Contents) -> list[tuple[str
     return [(name, number, done) for name, number, done in heard]
 
 
-def test_a_set_holds_the_structures_and_their_aevs(folder: Path, opened: Opener):
+@pytest.mark.usefixtures("either_aevs")
+def test_a_set_holds_the_structures_and_their_aevs(folder: Path, opened: Opener, make_dense: Callable[..., np.ndarray]):
     prepared = opened()
     assert prepared.aev.elements == ("C", "H", "O")
     expected = read_databases([folder / "CH4.db", folder / "H2O.db"], [1])
     for name, a, b in zip(Structures._fields, prepared.structures, expected, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     complete(prepared, "jacobians")
-    starts = jacobian_offsets(expected.sizes, prepared.aev.length)
+    starts = pair_offsets(expected.sizes)
     assert isinstance(prepared.jacobians, np.memmap)
+    assert prepared.jacobians.shape == jacobian_shape(prepared.aev, expected.sizes)
     for m, (a, b) in enumerate(zip(expected.offsets[:-1], expected.offsets[1:], strict=True)):
         species = torch.tensor([{6: 0, 1: 1, 8: 2}[z] for z in expected.numbers[a:b].tolist()])
         arguments = (prepared.aev, species, torch.from_numpy(expected.positions[a:b]))
         np.testing.assert_allclose(prepared.aevs[a:b], aevs(*arguments), rtol=0, atol=BACKEND_TOLERANCE)
-        jacobian = prepared.jacobians[starts[m] : starts[m + 1]].reshape(b - a, -1, b - a, 3)
+        jacobian = make_dense(prepared.aev, species.numpy(), prepared.jacobians[starts[m] : starts[m + 1]])
         np.testing.assert_allclose(jacobian, aev_jacobians(*arguments), rtol=0, atol=BACKEND_TOLERANCE)
 
 

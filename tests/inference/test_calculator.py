@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +22,56 @@ from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference import calculator as module
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.predictor import Predictor
+from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.ensemble import member_energies_and_forces
+from pykinml_func.potential.forces import energy_and_forces
 from pykinml_func.training.checkpoint import save_model
+from pykinml_func.training.compilation import RecordedStep
 from pykinml_func.types import Params
 
 Model = tuple[ModelConfig, Params]
 
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """compile=True traces as ever, but does not spend the minute that compilation takes."""
-
-    def as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
-        return step
-
-    monkeypatch.setattr(module, "CompiledStep", as_it_is)
-    monkeypatch.setattr(module, "repays_compilation", lambda mode, *_: mode == "on")
+TOLERANCE = 1e-10
+"""eV and eV/Å in float64"""
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.fixture(params=[False, True], ids=["plain", "recorded"])
+def recorded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With steps that are not recorded, and with steps that are from their first call."""
+    if request.param:
+        monkeypatch.setattr(module, "RecordedStep", partial(RecordedStep, eager_calls=0))
+    return bool(request.param)
+
+
+def by_the_functions(model: Model, atoms: Atoms) -> tuple[float, np.ndarray]:
+    """What `energy_and_forces` says."""
+    species = torch.tensor([model[0].aev.elements.index(symbol) for symbol in atoms.symbols])
+    energy, forces = energy_and_forces(*model, species, torch.from_numpy(atoms.positions))
+    return energy.item(), forces.numpy()
+
+
 @pytest.mark.parametrize("name", ["model", "chain_model", "delta_model"])
-@pytest.mark.usefixtures("uncompiled")
-def test_equals_the_predictor(request: pytest.FixtureRequest, molecules: list[Atoms], name: str, compiled: bool):
+def test_equals_the_functions_and_the_predictor(
+    request: pytest.FixtureRequest, molecules: list[Atoms], name: str, recorded: bool
+):
     """At the highest of several levels; the difference where no low level is given."""
     model = request.getfixturevalue(name)
-    molecules = molecules[:2] if compiled else molecules  # to trace one takes a second
-    calculator = PyKinMLCalculator(model, compile=compiled)
+    molecules = molecules[:2] if recorded else molecules  # to record one takes a second
+    calculator = PyKinMLCalculator(model)
     for atoms, prediction in zip(molecules, Predictor(*model).predict(molecules), strict=True):
         atoms.calc = calculator
-        assert atoms.get_potential_energy() == pytest.approx(prediction.energy, rel=0, abs=1e-10)
+        energy, forces = by_the_functions(model, atoms)
+        assert atoms.get_potential_energy() == pytest.approx(energy, rel=0, abs=TOLERANCE)
+        assert atoms.get_potential_energy() == pytest.approx(prediction.energy, rel=0, abs=TOLERANCE)
         assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
-        np.testing.assert_allclose(atoms.get_forces(), prediction.forces, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(atoms.get_forces(), prediction.forces, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.usefixtures("uncompiled")
-def test_a_low_level_is_added(delta_model: Model, molecules: list[Atoms], low_level: LennardJones, compiled: bool):
+def test_a_low_level_is_added(delta_model: Model, molecules: list[Atoms], low_level: LennardJones, recorded: bool):
     """As the predictor and as ASE add it, again and again, whether energy or forces are asked for first."""
-    molecules = molecules[:1] if compiled else molecules
-    calculator = PyKinMLCalculator(delta_model, low_level=low_level, compile=compiled)
+    molecules = molecules[:1] if recorded else molecules
+    calculator = PyKinMLCalculator(delta_model, low_level=low_level)
     total = SumCalculator([PyKinMLCalculator(delta_model), LennardJones(**low_level.parameters)])
     predictions = Predictor(*delta_model).predict(molecules, low_level=low_level)
     for atoms, prediction in zip(molecules, predictions, strict=True):
@@ -94,22 +106,89 @@ def test_a_low_level_that_fails_names_the_structure(delta_model: Model):
         water.get_potential_energy()
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_compiles_once_a_molecule(model: Model, monkeypatch: pytest.MonkeyPatch):
-    compiled: list[object] = []
+def test_a_molecule_is_recorded_once_it_comes_often(model: Model):
+    """After 40 calls, as dynamics makes them; another molecule in between is one of its own."""
+    calculator, generator = PyKinMLCalculator(model), np.random.default_rng(6)
+    often, seldom = molecule("CH3OH")[[5, 0, 2, 1, 4, 3]], molecule("H2O")
+    for call in range(44):
+        for atoms in (often, seldom) if call % 10 == 0 else (often,):
+            atoms.positions += generator.normal(0, 0.02, atoms.positions.shape)
+            calculator.calculate(atoms)
+            energy, forces = by_the_functions(model, atoms)
+            assert calculator.results["energy"] == pytest.approx(energy, rel=0, abs=TOLERANCE)
+            np.testing.assert_allclose(calculator.results["forces"], forces, rtol=0, atol=TOLERANCE)
+        counts = [step.shapes for step in calculator._steps.values()]
+        assert counts == [int(call >= 40), 0]
 
-    def counted(step: Callable[..., Any]) -> Callable[..., Any]:
-        compiled.append(step)
-        return step
 
-    monkeypatch.setattr(module, "CompiledStep", counted)
-    calculator, expected = PyKinMLCalculator(model, compile=True), PyKinMLCalculator(model)
-    for name in ("H2CO", "H2O", "H2CO"):
-        atoms = molecule(name)
-        for shift in (0.0, 0.1):
-            atoms.positions[0] += shift
-            assert calculator.get_property("energy", atoms) == pytest.approx(expected.get_property("energy", atoms))
-    assert len(compiled) == 2
+@pytest.fixture(scope="session")
+def ensemble(model: Model) -> list[Model]:
+    """Four members that differ in networks and self energies."""
+    config, params = model
+    members = []
+    for seed in range(4):
+        networks = init_params(config, torch.Generator().manual_seed(seed)).networks
+        members.append((config, Params(networks, params.self_energies + 0.1 * seed)))
+    return members
+
+
+def test_several_models_give_their_mean_and_their_spread(ensemble: list[Model], molecules: list[Atoms], recorded: bool):
+    molecules = molecules[:2] if recorded else molecules
+    calculator = PyKinMLCalculator(ensemble)
+    for atoms in molecules:
+        energies, forces = map(np.array, zip(*(by_the_functions(member, atoms) for member in ensemble), strict=True))
+        calculator.calculate(atoms)
+        found = calculator.results
+        mean, spread = energies.mean(), np.sqrt(((energies - energies.mean()) ** 2).sum() / 3)
+        assert found["energy"] == found["free_energy"] == pytest.approx(mean, rel=0, abs=TOLERANCE)
+        assert found["energy_std"] == pytest.approx(spread, rel=0, abs=TOLERANCE)
+        assert spread > 0.1
+        np.testing.assert_allclose(found["forces"], forces.mean(axis=0), rtol=0, atol=TOLERANCE)
+        spread_of_forces = np.sqrt(((forces - forces.mean(axis=0)) ** 2).sum(axis=0) / 3)
+        np.testing.assert_allclose(found["forces_std"], spread_of_forces, rtol=0, atol=TOLERANCE)
+
+
+def test_one_model_has_no_spread(model: Model, ensemble: list[Model], tmp_path: Path):
+    atoms = molecule("H2CO")
+    save_model(tmp_path / "one.safetensors", *ensemble[0])
+    save_model(tmp_path / "other.safetensors", *ensemble[1])
+    for one in (model, [model]):
+        calculator = PyKinMLCalculator(one)
+        assert calculator.get_property("energy", atoms) == pytest.approx(by_the_functions(model, atoms)[0], abs=1e-10)
+        assert set(calculator.results) == {"energy", "free_energy", "forces"}
+    pair = PyKinMLCalculator([tmp_path / "one.safetensors", str(tmp_path / "other.safetensors")])
+    expected = PyKinMLCalculator(ensemble[:2])
+    assert pair.get_property("energy", atoms) == expected.get_property("energy", atoms)
+    np.testing.assert_array_equal(pair.results["forces_std"], expected.results["forces_std"])
+
+
+def test_a_low_level_moves_the_mean_of_differences_and_not_their_spread(delta_model: Model, low_level: LennardJones):
+    config, params = delta_model
+    other = config, params._replace(networks=init_params(config, torch.Generator().manual_seed(8)).networks)
+    atoms = molecule("CH4")
+    total, difference = (
+        PyKinMLCalculator([delta_model, other], low_level=low_level),
+        PyKinMLCalculator([delta_model, other]),
+    )
+    total.calculate(atoms)
+    difference.calculate(atoms)
+    added = total.results["forces"] - difference.results["forces"]
+    np.testing.assert_allclose(added, low_level.get_property("forces", atoms), rtol=0, atol=TOLERANCE)
+    for name in ("energy_std", "forces_std"):
+        np.testing.assert_array_equal(total.results[name], difference.results[name])
+
+
+def test_models_that_cannot_be_one_ensemble_are_refused(model: Model, chain_model: Model):
+    with pytest.raises(ModelError, match="at least one model, got an empty list"):
+        PyKinMLCalculator([])
+    with pytest.raises(ModelError, match="number 2 differs from the first in fidelities; leave it out"):
+        PyKinMLCalculator([model, chain_model])
+    config, params = model
+    steeper = config.model_copy(
+        update={"aev": config.aev.model_copy(update={"beta": 1.0}), "activations": ("tanh",) * 3}
+    )
+    with pytest.raises(ModelError, match="number 3 differs from the first in aev, activations; leave it out"):
+        PyKinMLCalculator([model, model, (steeper, params)])
 
 
 def test_forces_are_minus_the_gradient(model: Model, molecules: list[Atoms]):
@@ -145,10 +224,9 @@ def test_results_follow_positions_and_numbers(model: Model, monkeypatch: pytest.
 
     def counted(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append("call")
-        return energy_and_forces(*arguments)
+        return member_energies_and_forces(*arguments)
 
-    energy_and_forces = module.energy_and_forces
-    monkeypatch.setattr(module, "energy_and_forces", counted)
+    monkeypatch.setattr(module, "member_energies_and_forces", counted)
     atoms, predictor = molecule("H2CO"), Predictor(*model)
     atoms.calc = PyKinMLCalculator(model)
 
@@ -169,9 +247,11 @@ def test_results_follow_positions_and_numbers(model: Model, monkeypatch: pytest.
     assert is_right(4)
 
 
-def test_float32_networks_keep_float64_self_energies(model: Model, single_model: Model):
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.usefixtures("recorded")
+def test_float32_networks_keep_float64_self_energies(model: Model, single_model: Model, members: int):
     atoms = molecule("CH3CH2OH")
-    double, single = PyKinMLCalculator(model), PyKinMLCalculator(single_model)
+    double, single = PyKinMLCalculator(model), PyKinMLCalculator([single_model] * members)
     assert single.get_property("energy", atoms) == pytest.approx(double.get_property("energy", atoms), rel=0, abs=1e-5)
     forces = single.get_property("forces", atoms)
     assert forces.dtype == np.float64

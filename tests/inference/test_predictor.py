@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, pairwise
 from pathlib import Path
 
 import ase.io
@@ -21,7 +22,7 @@ from pykinml_func.inference import predictor as module
 from pykinml_func.inference.predictor import Prediction, Predictor, write_predictions
 from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
 from pykinml_func.training.checkpoint import save_model
-from pykinml_func.types import Params, Structures
+from pykinml_func.types import Batch, Params, Structures
 
 Model = tuple[ModelConfig, Params]
 
@@ -77,25 +78,37 @@ def test_energy_and_forces_are_of_the_highest_level(chain_model: Model, molecule
         assert abs(found.level_energies[0] - found.energy) > 1, "levels differ"
 
 
-@pytest.mark.parametrize("most_angles", [1, 40, 200])
-def test_default_batches_hold_a_bounded_number_of_angles(
-    model: Model, molecules: list[Atoms], most_angles: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setitem(module._BATCH_ANGLES, "cpu", most_angles)
+def batches_of(
+    model: Model, molecules: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Prediction], list[list[int]]]:
+    """What is predicted, and the sizes of the structures of each batch."""
     sizes: list[list[int]] = []
 
     class Recorded(module.Packer):
-        def pack(self, index: np.ndarray) -> module.Packer:
+        def pack(self, index: np.ndarray) -> Batch:
             sizes.append(np.diff(self.source.offsets)[index].tolist())
             return super().pack(index)
 
     monkeypatch.setattr(module, "Packer", Recorded)
-    found = Predictor(*model).predict(molecules)
+    return Predictor(*model).predict(molecules), sizes
+
+
+@pytest.mark.parametrize("most", [1, 40, 200])
+def test_default_batches_are_bounded(
+    model: Model, molecules: list[Atoms], either_aevs: bool, most: int, monkeypatch: pytest.MonkeyPatch
+):
+    """In atoms with the compiled AEVs, in angles without; none is smaller than it must be."""
+    monkeypatch.setattr(module, "_BATCH_ATOMS" if either_aevs else "_BATCH_ANGLES", most)
+    found, sizes = batches_of(model, molecules, monkeypatch)
     assert largest_difference(found, one_by_one(model, molecules)) < TOLERANCE
-    assert sum(len(batch) for batch in sizes) == len(molecules)
-    for batch in sizes:
+    assert sorted(chain.from_iterable(sizes)) == sorted(len(atoms) for atoms in molecules)
+
+    def cost(batch: list[int]) -> int:
         n = max(batch)
-        assert len(batch) == 1 or len(batch) * n * (n - 1) * (n - 2) // 2 <= most_angles
+        return len(batch) * (n if either_aevs else max(1, n * (n - 1) * (n - 2) // 2))
+
+    assert all(len(batch) == 1 or cost(batch) <= most for batch in sizes)
+    assert all(cost([*batch, after[0]]) > most for batch, after in pairwise(sizes))
 
 
 def test_order_of_atoms_and_images_does_not_matter(chain_model: Model, molecules: list[Atoms]):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
 from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig
@@ -36,6 +37,7 @@ def each_structure(source: Source, function: Callable[[Tensor, Tensor], Tensor])
 
 
 @pytest.mark.parametrize("contents", ["aevs", "jacobians", "positions"])
+@pytest.mark.usefixtures("either_aevs")
 def test_aevs_are_those_of_each_structure(make_structures: Structured, make_source: Sourced, contents: str):
     source = make_source(make_structures(FORMULAS), CONFIG, contents)
     packer, batch = packed(source)
@@ -45,21 +47,49 @@ def test_aevs_are_those_of_each_structure(make_structures: Structured, make_sour
 
 
 @pytest.mark.parametrize("contents", ["jacobians", "positions"])
-def test_the_pullback_is_the_transposed_jacobian(make_structures: Structured, make_source: Sourced, contents: str):
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.usefixtures("either_aevs")
+def test_the_pullback_is_the_transposed_jacobian(
+    make_structures: Structured, make_source: Sourced, contents: str, levels: int
+):
     source = make_source(make_structures(FORMULAS), CONFIG, contents)
     packer, batch = packed(source)
     found, pullback = batch.features.aevs_and_pullback(CONFIG)
-    gradient = torch.rand(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = torch.from_numpy(packer.unpack(packer.members, gradient)).split(np.diff(source.offsets).tolist())
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.rand(levels, *found.shape, generator=generator, dtype=torch.float64)
+    pulled = pullback(gradients)
+    assert pulled.shape == (levels, *found.shape[:2], 3)
     jacobians = each_structure(source, lambda species, x: aev_jacobians(CONFIG, species, x))
-    expected = torch.cat([torch.einsum("nd,ndax->ax", g, j) for g, j in zip(rows, jacobians, strict=True)])
-    np.testing.assert_allclose(
-        packer.unpack(packer.members, pullback(gradient)), expected, rtol=0, atol=100 * TOLERANCE
-    )
+    for gradient, of_level in zip(gradients, pulled, strict=True):
+        rows = torch.from_numpy(packer.unpack(packer.members, gradient)).split(np.diff(source.offsets).tolist())
+        expected = torch.cat([torch.einsum("nd,ndax->ax", g, j) for g, j in zip(rows, jacobians, strict=True)])
+        np.testing.assert_allclose(packer.unpack(packer.members, of_level), expected, rtol=0, atol=100 * TOLERANCE)
+        assert not of_level[batch.structure_index == len(FORMULAS)].any(), "padding feels nothing"
+
+
+@pytest.mark.parametrize("contents", ["jacobians", "positions"])
+@pytest.mark.usefixtures("either_aevs")
+def test_the_pullback_is_differentiable_and_batched(make_structures: Structured, make_source: Sourced, contents: str):
+    """Training to forces takes the first, an ensemble the second."""
+    _, batch = packed(make_source(make_structures(FORMULAS), CONFIG, contents))
+    found, pullback = batch.features.aevs_and_pullback(CONFIG)
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.rand(4, 2, *found.shape, generator=generator, dtype=torch.float64)
+    each = torch.stack([pullback(member) for member in gradients])
+    torch.testing.assert_close(vmap(pullback)(gradients), each, rtol=0, atol=TOLERANCE)
+
+    def squared(gradients: Tensor) -> Tensor:
+        return (pullback(gradients) ** 2).sum()
+
+    direction = torch.rand(gradients[0].shape, generator=generator, dtype=torch.float64)
+    slope = (grad(squared)(gradients[0]) * direction).sum()
+    # of a linear map, so that no difference is too coarse
+    expected = (squared(gradients[0] + direction) - squared(gradients[0] - direction)) / 2
+    torch.testing.assert_close(slope, expected, rtol=TOLERANCE, atol=0)
 
 
 def test_aevs_alone_give_no_forces(make_structures: Structured, make_source: Sourced):
     _, batch = packed(make_source(make_structures(FORMULAS), CONFIG, "aevs"))
     found, pullback = batch.features.aevs_and_pullback(CONFIG)
     with pytest.raises(TypeError, match="forces need Jacobians or positions"):
-        pullback(found)
+        pullback(found.unsqueeze(0))

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.potential.aev import aevs
 from pykinml_func.potential.energy import energy, init_params, level_energies
-from pykinml_func.potential.multifidelity import input_length
+from pykinml_func.potential.multifidelity import chain_energies, chain_energies_and_gradients, input_length
 from pykinml_func.types import Networks, Params
 
 ROUNDING = 1e-11  # eV, where self energies of -1e3 eV an atom are summed; 1e-12 without
@@ -95,6 +95,25 @@ def test_a_chain_is_its_networks_in_turn(make_positions: Positions, variant: str
     torch.testing.assert_close(found, expected, rtol=0, atol=BARE_ROUNDING)
     assert expected.diff().abs().min() > 1e-3, "levels must differ for the test to see which is which"
     assert energy(model, params, SPECIES, positions) == level_energies(model, params, SPECIES, positions)[-1]
+
+
+@pytest.mark.parametrize("sum_levels", [True, False])
+@pytest.mark.parametrize(("pass_aev", "pass_energy"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("levels", [(1,), (0, 1), (0, 1, 4)])
+def test_gradients_of_a_chain_are_those_of_its_energies(
+    levels: tuple[int, ...], pass_aev: bool, pass_energy: bool, sum_levels: bool
+):
+    model = chain(levels=levels).model_copy(
+        update={"pass_aev": pass_aev, "pass_energy": pass_energy, "sum_levels": sum_levels}
+    )
+    params = params_of(model)
+    networks = tuple(tree_map(lambda leaf: leaf[1], level) for level in params.networks)
+    aev = torch.rand(model.aev.length, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    energies, gradients = chain_energies_and_gradients(model, networks, aev)
+    assert torch.equal(energies, chain_energies(model, networks, aev))
+    expected = jacrev(chain_energies, argnums=2)(model, networks, aev)
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=BARE_ROUNDING)
+    assert expected.abs().amax(dim=1).min() > 1e-3, "each level must feel its AEV"
 
 
 def test_every_variant_is_another_model(make_positions: Positions):

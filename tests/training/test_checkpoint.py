@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same
+from runs import assert_same, differ
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_leaves, tree_map
@@ -17,7 +17,7 @@ from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
-from pykinml_func.training.optimizers import adam, sgd
+from pykinml_func.training.optimizers import adam, sgd, soap
 from pykinml_func.training.schedules import ScheduleState
 from pykinml_func.training.step import Objective, build_train_step, init_state
 from pykinml_func.types import Batch, Params, Structures, TrainState
@@ -101,9 +101,10 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def trained(config: ModelConfig, params: Params, batch: Batch, objective: Objective = LEARNED) -> TrainState:
+def trained(config: ModelConfig, params: Params, batch: Batch, ema: float = 0.0) -> TrainState:
     """The state after two steps."""
-    state, step = init_state(params, adam(), objective, 1e-3), build_train_step(config, adam(), objective)
+    state = init_state(params, adam(), LEARNED, 1e-3, ema)
+    step = build_train_step(config, adam(), LEARNED, ema)
     for _ in range(2):
         state, _ = step(state, batch)
     return state
@@ -136,6 +137,40 @@ def test_a_checkpoint_holds_the_training_state_and_loads_as_a_model(
     assert_same(found.log_variances, state.log_variances)
     assert_same(found.optimizer, state.optimizer)
     assert all(leaf.abs().max() > 0 for leaf in (*tree_leaves(found.optimizer.moments), found.log_variances))
+
+
+def test_a_checkpoints_model_is_the_running_mean_where_one_is_taken(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
+) -> None:
+    path, state = tmp_path / "mean.safetensors", trained(model_config, params, make_batch(), ema=0.9)
+    save_checkpoint(path, model_config, state, ScheduleState(1e-3), "adam")
+    assert differ(state.average, state.params.networks)
+    assert_same(load_model(path)[1], Params(state.average, state.params.self_energies))
+    assert_same(load_checkpoint(path, adam(), "adam", 2).last, state.params.networks)
+
+
+def test_a_checkpoint_of_format_2_keeps_its_optimizer(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
+) -> None:
+    """It knows neither means of the networks nor cosines."""
+    path, state = tmp_path / "old.safetensors", trained(model_config, params, make_batch())
+    save_checkpoint(path, model_config, state, ScheduleState(5e-4, 7, 1.25, 3), "adam")
+    old = {"learning_rate": 5e-4, "epochs": 7, "best": 1.25, "epochs_without_improvement": 3}
+    training = json.dumps({"optimizer": "adam", "schedule": old})
+    save_file(load_file(path), path, {**metadata_of(path), "training": training, "format_version": "2"})
+    assert_same(load_model(path)[1], state.params)
+    found = load_checkpoint(path, adam(), "adam", 2)
+    assert found.last == () and found.schedule == ScheduleState(5e-4, 7, 1.25, 3)
+    assert_same(found.optimizer, state.optimizer)
+
+
+def test_soap_comes_back_bit_for_bit(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
+) -> None:
+    state = init_state(params, soap(), Objective(forces=True), 1e-3)
+    state, _ = build_train_step(model_config, soap(), Objective(forces=True))(state, make_batch())
+    save_checkpoint(tmp_path / "soap.safetensors", model_config, state, ScheduleState(1e-3), "soap")
+    assert_same(load_checkpoint(tmp_path / "soap.safetensors", soap(), "soap", 0).optimizer, state.optimizer)
 
 
 def test_sgd_keeps_its_one_moment(
@@ -228,8 +263,8 @@ def test_safetensors_of_another_program_are_told(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(rewrite: Rewrite) -> None:
-    with pytest.raises(ModelError, match=r"model format 3 \(pykinml-func 9\.9\).*upgrade"):
-        load_model(rewrite(format_version="3", package_version="9.9"))
+    with pytest.raises(ModelError, match=r"model format 4 \(pykinml-func 9\.9\).*upgrade"):
+        load_model(rewrite(format_version="4", package_version="9.9"))
 
 
 @pytest.mark.parametrize("lost", [{"model": None}, {"format_version": None}, {"format_version": "one"}])

@@ -17,6 +17,7 @@ from pykinml_func.data.sources import read_structures
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError, PyKinMLError
 from pykinml_func.inference.predictor import Predictor
+from pykinml_func.potential import aev_kernel
 from pykinml_func.training.checkpoint import load_model
 from pykinml_func.training.fit import fit
 
@@ -381,15 +382,25 @@ def test_the_positions_path_stores_neither_aevs_nor_jacobians(settings: Settings
     assert not [path for path in settings["prepared"].rglob("*.npy") if path.stem in ("aevs", "jacobians")]
 
 
-def test_elements_and_force_path_are_filled_in(settings: Settings) -> None:
+def test_elements_and_force_path_are_filled_in(settings: Settings, either_aevs: bool) -> None:
+    """Compiled AEVs are sooner computed than Jacobians are read."""
     result = run(settings, forces=True)
     config = build_config(read_toml(result.directory / "config.toml"))
     assert config.model.aev.elements == ("C", "H")
-    assert config.training.force_path == "jacobian"
+    assert config.training.force_path == ("positions" if either_aevs else "jacobian")
 
 
-def test_memory_decides_the_force_path(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jacobians_of_aevmod_are_stored(settings: Settings) -> None:
+    result = run(settings, forces=True, aev_backend="aevmod")
+    assert build_config(read_toml(result.directory / "config.toml")).training.force_path == "jacobian"
+
+
+def test_memory_decides_the_force_path_without_compiled_aevs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pykinml_func.training import setup as module
+
+    monkeypatch.setattr(aev_kernel, "available", lambda: False)
 
     class Memory:
         available = 1000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from pykinml_func.config import TrainConfig
-from pykinml_func.training.schedules import ScheduleState, build_schedule, reduce_on_plateau
+from pykinml_func.training.schedules import ScheduleState, build_schedule, first_schedule, reduce_on_plateau
 
 
 def stochastic_descent() -> torch.optim.Optimizer:
@@ -58,18 +59,66 @@ def test_step_and_exponential_are_torchs(settings: dict[str, Any], make: Any) ->
     assert ours.best == errors.min()
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "exponential", "step"])
+@pytest.mark.parametrize("schedule", ["plateau", "exponential", "step", "cosine"])
 def test_a_schedule_goes_on_from_its_state(schedule: str) -> None:
     """All that it remembers is in its state: what a checkpoint keeps."""
     given = {"step": {"step_size": 5}, "plateau": {"patience": 2}}.get(schedule, {})
     errors = np.random.default_rng(1).uniform(1, 2, 30).tolist()
-    states = [ScheduleState(1e-2)]
+    states = [first_schedule(TrainConfig(schedule=schedule, **given))]
     for error in errors:
         states.append(build_schedule(TrainConfig(schedule=schedule, **given))(states[-1], error))
     resumed = ScheduleState(**states[12]._asdict())
     for error in errors[12:]:
         resumed = build_schedule(TrainConfig(schedule=schedule, **given))(resumed, error)
     assert resumed == states[-1] and resumed.epochs == 30
+
+
+def rates_of(training: TrainConfig, kept: ScheduleState | None = None, epochs: int | None = None) -> list[float]:
+    """The rate of each epoch of a run, or of its first epochs, and the one after."""
+    states = [first_schedule(training, kept)]
+    for _ in range(epochs or training.epochs):
+        states.append(build_schedule(training)(states[-1], 1.0))
+    return [state.learning_rate for state in states]
+
+
+def test_a_cosine_is_torchs() -> None:
+    optimizer = stochastic_descent()
+    theirs = lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    expected = [optimizer.param_groups[0]["lr"]]
+    for _ in range(20):
+        optimizer.step()
+        theirs.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    found = rates_of(TrainConfig(schedule="cosine", warmup=0, epochs=20, learning_rate=1e-2))
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-17)
+
+
+def test_a_warm_up_rises_in_equal_steps_to_the_height() -> None:
+    rates = rates_of(TrainConfig(schedule="cosine", warmup=3, epochs=9, learning_rate=0.4))
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2 * (1 + math.cos(math.pi / 6))])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[8] > 0 and rates[9] == pytest.approx(0, abs=1e-17)
+
+
+def test_a_run_shorter_than_its_warm_up_rises_all_along() -> None:
+    assert rates_of(TrainConfig(schedule="cosine", warmup=3, epochs=2, learning_rate=0.4))[:2] == [0.1, 0.2]
+
+
+def test_a_cosine_that_was_cut_short_ends_as_it_would_have() -> None:
+    whole = TrainConfig(schedule="cosine", warmup=2, epochs=12, learning_rate=1e-2)
+    state = first_schedule(whole)
+    for _ in range(5):
+        state = build_schedule(whole)(state, 1.0)
+    rest = TrainConfig(schedule="cosine", warmup=2, epochs=7, keep_optimizer=True, start_from="5")  # type: ignore[arg-type]
+    assert rates_of(rest, state) == rates_of(whole)[5:]
+
+
+def test_a_cosine_after_another_schedule_begins_at_its_rate() -> None:
+    kept = ScheduleState(3e-4, 40, 0.7, 3)
+    training = TrainConfig(schedule="cosine", warmup=0, epochs=10, keep_optimizer=True, start_from="5")  # type: ignore[arg-type]
+    rates = rates_of(training, kept)
+    assert rates[0] == 3e-4 and rates[5] == pytest.approx(1.5e-4) and rates[10] == pytest.approx(0, abs=1e-17)
+    assert first_schedule(training, kept).epochs == 40
 
 
 def test_a_fall_of_less_than_the_threshold_is_none() -> None:
