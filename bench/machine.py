@@ -13,7 +13,8 @@ from pykinml_func.version import __version__
 def machine() -> dict[str, str]:
     """Versions of this package, Python and torch, and the processor's name."""
     versions = {"pykinml_func": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    return {**versions, "cpu": _cpu()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {**versions, "cpu": _cpu(), **gpu}
 
 
 def _cpu() -> str:

@@ -31,7 +31,7 @@ from pykinml_func.config.build import build_config
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.database import read_databases
 from pykinml_func.data.elements import composition, species_of
-from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_offsets
+from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_shape
 from pykinml_func.data.labels import training_labels
 from pykinml_func.data.sources import find_inputs
 from pykinml_func.errors import PyKinMLError
@@ -84,12 +84,12 @@ class MisalignedJacobians(NamedTuple):
             total = flat.new_zeros(n_places, 3)
             for lag, weight in enumerate(self.weight):
                 moved = torch.zeros_like(flat).index_add(0, self.partner, flat * weight.unsqueeze(1))
-                pulled = pull(moved.view_as(gradient)).flatten(0, 1)
+                pulled = pull(moved.view_as(gradient).unsqueeze(0))[0].flatten(0, 1)
                 booked = flat.new_zeros(n_places + 1, 3).index_add(0, self.place, pulled)[:-1]
                 total = total + booked.roll(lag * self.largest, dims=0)
             return torch.cat([total, total.new_zeros(1, 3)])[self.place].unflatten(0, gradient.shape[:2])
 
-        return aevs, misaligned
+        return aevs, lambda gradients: torch.stack([misaligned(gradient) for gradient in gradients])
 
 
 def misalign(batch: Batch, padded_counts: np.ndarray) -> Batch:
@@ -213,7 +213,7 @@ def _source(
         fill_aevs(aev, structures, "native", aevs, lambda _: None)
         source = source._replace(aevs=aevs)
     if forces and force_path == "jacobian":
-        jacobians = np.empty(jacobian_offsets(structures.sizes, aev.length)[-1])
+        jacobians = np.empty(jacobian_shape(aev, structures.sizes))
         fill_jacobians(aev, structures, "native", jacobians, lambda _: None)
         source = source._replace(jacobians=jacobians)
     return source
