@@ -36,15 +36,13 @@ Model = str | Path | tuple[ModelConfig, Params]
 class _Molecule(NamedTuple):
     """What of the evaluation depends on the species alone."""
 
-    features: Geometry | TabulatedGeometry
-    """whose positions are replaced"""
-    mask: Tensor
-    """(S,N) 1 where there is an atom"""
-    slots: Tensor
+    step: RecordedStep
+    """positions (S,N,3) Å -> energies (E,) eV, self energies excluded, and forces (E,S,N,3) eV/Å"""
+    slots: np.ndarray
     """(S,N): which atom sits in each place"""
-    rows: Tensor
+    rows: np.ndarray
     """(n,): the place of each atom in the flattened (S,N)"""
-    self_energies: Tensor
+    self_energies: np.ndarray
     """(E,) eV"""
 
 
@@ -69,50 +67,47 @@ class PyKinMLCalculator(Calculator):
         check_low_level(self.model_config, low_level)
         self.low_level = low_level
         self.members: Params = tree_map(torch.Tensor.detach, stack_members(members))
-        self._steps: dict[bytes, RecordedStep] = {}
+        self._molecules: dict[bytes, _Molecule] = {}
 
     def calculate(
         self,
         atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = all_changes,
+        properties: Sequence[str] = ("energy",),  # noqa: ARG002 (ASE's signature)
+        system_changes: Sequence[str] = all_changes,  # noqa: ARG002
     ) -> None:
         """Fill `results`; ASE calls it when the atoms have changed.
 
         Raises ModelError for a periodic structure or an element that the model does not know, DataError for one that
         has no atoms, positions that are not finite or two atoms in one place.
         """
-        super().calculate(atoms, properties, system_changes)
+        if atoms is not None:
+            self.atoms = atoms.copy()  # as ASE's own calculate, less the directory that it makes for files
         structure = self.atoms
         if structure is None:
             raise DataError("calculate needs a structure, got none; give it as atoms")
-        species = checked_species(self.model_config.aev.elements, structure)
-        positions = torch.from_numpy(structure.positions).to(self.members.self_energies.device)
-        energies, forces = (part.cpu().numpy() for part in self._step(species)(positions))
-        value, force = float(energies.mean()), forces.mean(axis=0)
+        energies, forces = self._members_results(structure)
+        several = len(energies) > 1
+        value, force = (float(energies.mean()), forces.mean(axis=0)) if several else (float(energies[0]), forces[0])
         if self.low_level is not None:
             low_energy, low_force = low_level_result(structure, self.low_level, True, structure_label(structure))
             value, force = value + low_energy, force + low_force
         # ASE's optimizers ask for free_energy; there is no electronic temperature here, so the two are one.
         self.results = {"energy": value, "free_energy": value, "forces": force}
-        if len(energies) > 1:
+        if several:
             self.results |= {"energy_std": float(energies.std(ddof=1)), "forces_std": forces.std(axis=0, ddof=1)}
 
-    def _step(self, species: np.ndarray) -> RecordedStep:
-        """What evaluates positions (n,3) Å of the molecule whose species (n,) these are."""
+    def _members_results(self, structure: Atoms) -> tuple[np.ndarray, np.ndarray]:
+        """Energies (E,) eV and forces (E,n,3) eV/Å of every member at the highest level."""
+        species = checked_species(self.model_config.aev.elements, structure)
         key = species.tobytes()
-        if key not in self._steps:
-            self._steps[key] = RecordedStep(partial(self._evaluate, self._molecule(species)))
-        return self._steps[key]
-
-    def _evaluate(self, molecule: _Molecule, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (E,) eV and forces (E,n,3) eV/Å of every member at the highest level. positions: (n,3) Å."""
-        networks = self.members.networks
-        # centred, so that float32 keeps its digits for distances
-        centred = (positions - positions.mean(dim=0)).to(networks[0].weights[0].dtype)
-        features = molecule.features._replace(positions=centred[molecule.slots])
-        energies, forces = member_energies_and_forces(self.model_config, networks, features, molecule.mask)
-        return energies.double() + molecule.self_energies, forces.flatten(1, 2)[:, molecule.rows].double()
+        if key not in self._molecules:
+            self._molecules[key] = self._molecule(species)
+        molecule = self._molecules[key]
+        # seen from an atom, so that float32 keeps its digits for distances
+        packed = (structure.positions - structure.positions[0])[molecule.slots]
+        energies, forces = molecule.step(torch.from_numpy(packed).to(self.members.networks[0].weights[0]))
+        by_atom = forces.flatten(1, 2).cpu().numpy()[:, molecule.rows]
+        return energies.cpu().numpy() + molecule.self_energies, by_atom.astype(np.float64, copy=False)
 
     def _molecule(self, species: np.ndarray) -> _Molecule:
         """species: (n,)."""
@@ -120,10 +115,18 @@ class PyKinMLCalculator(Calculator):
         n = len(species)
         source = Source(species, np.zeros((n, 3)), np.array([0, n]), n_species, np.zeros((1, 1)))
         batch: Any = Packer(source, np.array([0]), 1, weight.dtype, weight.device).pack(np.array([0]))
-        slots, mask = packing_of(torch.from_numpy(species).to(weight.device), n_species)
-        rows = mask.flatten().nonzero()[:, 0][slots[mask].argsort()]
-        self_energies = self.members.self_energies[:, -1, species].sum(dim=1)
-        return _Molecule(batch.features, mask.to(weight.dtype), slots, rows, self_energies)
+        slots, mask = (each.numpy() for each in packing_of(torch.from_numpy(species), n_species))
+        rows = np.flatnonzero(mask)[slots[mask].argsort()]
+        self_energies = self.members.self_energies[:, -1, species].sum(dim=1).cpu().numpy()
+        step = RecordedStep(partial(self._evaluate, batch.features, torch.from_numpy(mask).to(weight)))
+        return _Molecule(step, slots, rows, self_energies)
+
+    def _evaluate(
+        self, features: Geometry | TabulatedGeometry, mask: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `_Molecule.step` gives. features: those of other positions; mask: (S,N) 1 where there is an atom."""
+        features = features._replace(positions=positions)
+        return member_energies_and_forces(self.model_config, self.members.networks, features, mask)
 
 
 def _load(model: Model | Sequence[Model]) -> tuple[ModelConfig, list[Params]]:

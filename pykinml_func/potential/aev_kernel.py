@@ -14,8 +14,10 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from pykinml_func.config import AEVConfig
 
@@ -56,13 +58,19 @@ def _library() -> Callable[..., None] | None:
     return None
 
 
-@lru_cache
-def _grid(config: AEVConfig) -> tuple[list[int], list[float]]:
+def _grid(config: AEVConfig) -> tuple[list[int], Tensor]:
     """The settings in the order of `Grid` in the library."""
+    sizes, settings = _grid_arrays(config)
+    return sizes, torch.from_numpy(settings)
+
+
+@lru_cache
+def _grid_arrays(config: AEVConfig) -> tuple[list[int], np.ndarray]:
+    """An array, not a tensor: one made inside grad or vmap would be kept with that transform's wrapper around it."""
     sizes = [len(config.elements), config.n_radial, config.n_angular_radial, config.n_angular]
     numbers = [config.radial_cutoff, config.angular_cutoff, config.beta, config.radial_eta, config.angular_eta]
     numbers += [config.radial_prefactor, config.angular_prefactor, config.zeta]
-    return sizes, [*numbers, *config.radial_shifts, *config.angular_shifts, *config.angular_sections]
+    return sizes, np.array([*numbers, *config.radial_shifts, *config.angular_shifts, *config.angular_sections])
 
 
 def aevs(config: AEVConfig, atoms: Atoms, positions: Tensor) -> Tensor:
@@ -113,12 +121,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
         _, *tensors, sizes, settings, pushes = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.transposed = sizes, settings, not pushes
+        ctx.save_for_backward(*tensors, settings)
+        ctx.sizes, ctx.pushes = sizes, pushes
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _Product.apply(gradient, *ctx.saved_tensors, *ctx.transposed), *(None,) * 7
+        *tensors, settings = ctx.saved_tensors
+        return _Product.apply(gradient, *tensors, ctx.sizes, settings, not ctx.pushes), *(None,) * 7
 
     @staticmethod
     def vmap(_: Any, in_dims: tuple[int | None, ...], vectors: Tensor, *others: Any) -> tuple[Tensor, int]:
@@ -131,9 +140,9 @@ class _Product(torch.autograd.Function):
 
 _LIBRARY = torch.library.Library("pykinml", "DEF")
 _ARGUMENTS = "Tensor positions, Tensor rows, Tensor offsets, Tensor species"
-_LIBRARY.define(f"aevs({_ARGUMENTS}, int[] sizes, float[] settings) -> Tensor")
-_LIBRARY.define(f"pull_aevs({_ARGUMENTS}, Tensor gradients, int[] sizes, float[] settings) -> Tensor")
-_LIBRARY.define(f"push_aevs({_ARGUMENTS}, Tensor velocities, int[] sizes, float[] settings) -> Tensor")
+_LIBRARY.define(f"aevs({_ARGUMENTS}, int[] sizes, Tensor settings) -> Tensor")
+_LIBRARY.define(f"pull_aevs({_ARGUMENTS}, Tensor gradients, int[] sizes, Tensor settings) -> Tensor")
+_LIBRARY.define(f"push_aevs({_ARGUMENTS}, Tensor velocities, int[] sizes, Tensor settings) -> Tensor")
 
 
 def _length(sizes: list[int]) -> int:
@@ -172,7 +181,7 @@ def _call(
     operation: int,
     positions: Tensor,
     atoms: Atoms,
-    grid: tuple[Any, ...],
+    grid: tuple[list[int], Tensor],
     vectors: Tensor | None,
     out: Tensor,
 ) -> Tensor:
@@ -186,7 +195,7 @@ def _call(
         operation,
         positions.dtype == torch.float32,
         (ctypes.c_int64 * len(sizes))(*sizes),
-        (ctypes.c_double * len(settings))(*settings),
+        settings.data_ptr(),
         len(atoms.offsets) - 1,
         *(tensor.data_ptr() for tensor in atoms),
         len(positions),
@@ -199,6 +208,9 @@ def _call(
     return out
 
 
+CPU_FUNCTIONS: dict[OpOverload, Callable[..., Tensor]] = {}
+"""What each operation comes down to, less torch's way there, which takes half as long as a small molecule's AEVs."""
+
 for _name, _function, _empty in (
     ("aevs", _aevs, _empty_aevs),
     ("pull_aevs", _pull, _empty_forces),
@@ -206,3 +218,4 @@ for _name, _function, _empty in (
 ):
     _LIBRARY.impl(_name, _function, "CPU")
     torch.library.register_fake(f"pykinml::{_name}", _empty, lib=_LIBRARY)
+    CPU_FUNCTIONS[getattr(torch.ops.pykinml, _name).default] = _function

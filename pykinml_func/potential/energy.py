@@ -16,7 +16,12 @@ from torch.func import vmap
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.potential.aev import aevs_of_neighbours, tables_of
-from pykinml_func.potential.multifidelity import chain_energies, chain_energies_and_gradients, input_length
+from pykinml_func.potential.multifidelity import (
+    chain_energies,
+    chain_energies_and_gradients,
+    highest_energy_and_gradient,
+    input_length,
+)
 from pykinml_func.types import Networks, Params
 
 
@@ -58,6 +63,18 @@ def atomic_energies_and_gradients(
 
     def one_atom(networks: tuple[Networks, ...], aev: Tensor) -> tuple[Tensor, Tensor]:
         return chain_energies_and_gradients(model_config, networks, aev)
+
+    energies, gradients = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
+    return energies, gradients
+
+
+def highest_energies_and_gradients(
+    model_config: ModelConfig, networks: tuple[Networks, ...], aevs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `atomic_energies_and_gradients`, of the highest level alone. Returns (S,N) and (S,N,D) eV."""
+
+    def one_atom(networks: tuple[Networks, ...], aev: Tensor) -> tuple[Tensor, Tensor]:
+        return highest_energy_and_gradient(model_config, networks, aev)
 
     energies, gradients = vmap(vmap(one_atom, in_dims=(None, 0)))(networks, aevs)
     return energies, gradients

@@ -34,9 +34,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gaussian": lambda x, y: -2 * x * y,
+    "gaussian": lambda x, y: -2.0 * x * y,  # a float: torch would convert an int in every call
     "tanh": lambda _, y: 1 - y * y,
-    "identity": lambda x, _: torch.ones_like(x),
+    "identity": lambda x, _: torch.ones(x.shape, dtype=x.dtype, device=x.device),  # one for all that vmap maps over
     "relu": lambda x, _: (x > 0).to(x.dtype),
     "silu": lambda x, y: torch.sigmoid(x) * (1 + x - y),
 }
@@ -67,8 +67,8 @@ def atomic_energy_and_gradient(
         summed = linear(x, weight, bias)
         x = ACTIVATIONS[activation](summed)
         slopes.append(SLOPES[activation](summed, x))
-    gradient = torch.ones_like(x)
-    for slope, weight in zip(reversed(slopes), reversed(network.weights), strict=True):
+    gradient = slopes[-1] @ network.weights[-1]
+    for slope, weight in zip(reversed(slopes[:-1]), reversed(network.weights[:-1]), strict=True):
         gradient = (gradient * slope) @ weight
     return x.squeeze(-1), gradient
 

@@ -41,6 +41,21 @@ def chain_energies_and_gradients(
     """Energies of one atom at each level, and their derivatives by its AEV. Arguments as `chain_energies`. Returns (L,)
     and (L,D) eV.
     """
+    energies, gradients = _each_level(model_config, networks, aev)
+    return torch.stack(energies), torch.stack(gradients)
+
+
+def highest_energy_and_gradient(
+    model_config: ModelConfig, networks: tuple[Networks, ...], aev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Those of the highest level alone. Returns () and (D,) eV."""
+    energies, gradients = _each_level(model_config, networks, aev)
+    return energies[-1], gradients[-1]
+
+
+def _each_level(
+    model_config: ModelConfig, networks: tuple[Networks, ...], aev: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
     activations = model_config.activations
     lowest = atomic_energy_and_gradient(activations, networks[0], aev)
     energies, gradients = [lowest[0]], [lowest[1]]
@@ -52,7 +67,7 @@ def chain_energies_and_gradients(
             gradient = gradient + by_seen[-1] * slope
         energies.append(own + below if model_config.sum_levels else own)
         gradients.append(gradient + slope if model_config.sum_levels else gradient)
-    return torch.stack(energies), torch.stack(gradients)
+    return energies, gradients
 
 
 def _seen(model_config: ModelConfig, aev: Tensor, below: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import shutil
 import sys
@@ -11,14 +10,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch._ops import OpOverload
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pykinml_func.errors import ConfigError
+from pykinml_func.training.graphs import Recorder, plain_function, simplified
 
 _DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"
 """What torch looks for where CXX names none."""
@@ -29,7 +24,9 @@ of force training gains nothing: the compiled AEVs and matrix products are most 
 """
 
 _EAGER_CALLS = 40
-"""Calls with one shape before it is recorded, which costs as much as some hundred calls save."""
+"""Calls with one shape before it is recorded. That takes as much time as thirty (Adam) to a hundred (SOAP) recorded
+calls save: too much for a shape that comes a few times; one that has come so often mostly comes often enough again.
+"""
 
 _Signature = tuple[TreeSpec, tuple[tuple[torch.Size, torch.dtype] | None, ...]]
 
@@ -100,154 +97,12 @@ class RecordedStep:
         """The step for the shapes of `leaves`, as a function of leaves."""
         # two arguments that are one tensor now may be two in the next call
         leaves = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        recorder = _Recorder(leaves)
+        recorder = Recorder(leaves)
         with recorder, torch.no_grad():
             results, found = tree_flatten(self._step(*tree_unflatten(leaves, structure)))
-        graph = _simplified(recorder.graph_of(results))
-        run = _compile(graph) if self._compiled else graph
+        graph = simplified(recorder.graph_of(results))
+        run = _compile(graph) if self._compiled else plain_function(graph)
         return lambda *leaves: tree_unflatten(run(*leaves), found)
-
-
-class _Recorder(TorchDispatchMode):
-    """Writes down every torch operation that runs under it.
-
-    What make_fx does, less its import of torch's compiler, which takes longer than many runs.
-    """
-
-    def __init__(self, leaves: list[Any]) -> None:
-        """leaves: the arguments, which stay arguments; all other tensors that operations meet become constants."""
-        super().__init__()
-        self._graph, self._constants = Graph(), dict[str, torch.Tensor]()
-        self._known: dict[int, tuple[torch.Tensor, Node]] = {}
-        for place, leaf in enumerate(leaves):
-            self._name(leaf, self._graph.placeholder(f"leaf_{place}"))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch asks this of a mode; to be skipped by its compiler, which never runs here, would import it."""
-        return False
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and keep it."""
-        kwargs = kwargs or {}
-        node_args, node_kwargs = tree_map(self._node_of, (args, kwargs))
-        value = operation(*args, **kwargs)
-        node = self._graph.call_function(operation, node_args, node_kwargs)
-        if isinstance(value, list | tuple):
-            for place, part in enumerate(value):
-                self._name(part, self._graph.call_function(operator.getitem, (node, place)))
-        else:
-            self._name(value, node)
-        return value
-
-    def graph_of(self, results: list[Any]) -> GraphModule:
-        """What was recorded, as a function of the leaves that returns `results`."""
-        self._graph.output([self._node_of(result) for result in results])
-        return GraphModule(self._constants, self._graph)
-
-    def _name(self, value: Any, node: Node) -> None:
-        if isinstance(value, torch.Tensor):
-            node.meta["layout"] = value.shape, value.stride()
-            self._known[id(value)] = value, node  # with the tensor, whose id another would else be given
-
-    def _node_of(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if id(value) not in self._known:
-            name = f"constant_{len(self._constants)}"
-            self._constants[name] = value
-            self._name(value, self._graph.get_attr(name))
-        return self._known[id(value)][1]
-
-
-def _simplified(graph: GraphModule) -> GraphModule:
-    """The graph without what is computed twice, what is the same in every call, and views that lead nowhere: vmap
-    leaves many, and each costs as much time as a small operation.
-    """
-    for node in graph.graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable and not _rewrite(node):
-            return graph  # what is written into may have other names, which nothing below looks for
-    without_repeats: Any = CSEPass()(graph)
-    graph = without_repeats.graph_module
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and {argument.op for argument in node.all_input_nodes} == {"get_attr"}:
-            _fold(graph, node)
-        elif node.target in _VIEWS:
-            _shorten(node)
-    graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    graph.recompile()
-    return graph
-
-
-def _rewrite(node: Node) -> bool:
-    """Let an operation that writes into its argument make a new tensor instead, where nothing else sees the argument.
-    Whether it does.
-    """
-    operation, written = node.target, node.all_input_nodes[0]
-    fresh = isinstance(written.target, OpOverload) and all(
-        result.alias_info is None for result in written.target._schema.returns
-    )
-    # a shape is seen by no other name of a tensor
-    if operation not in _RESHAPES and not (fresh and list(written.users) == [node]):
-        return False
-    name, overload = operation._schema.name, operation._schema.overload_name or "default"  # type: ignore[union-attr]
-    node.target = getattr(getattr(_OPERATIONS, name.removeprefix("aten::").removesuffix("_")), overload)
-    return True
-
-
-def _fold(graph: GraphModule, node: Node) -> None:
-    """Replace what is computed from constants by its value."""
-
-    def value_of(argument: Node) -> Any:
-        return getattr(graph, str(argument.target))
-
-    value = node.target(*map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))  # type: ignore[operator]
-    if not isinstance(value, torch.Tensor):
-        return
-    name = f"_folded_{node.name}"
-    graph.register_buffer(name, value, persistent=False)
-    with graph.graph.inserting_before(node):
-        folded = graph.graph.get_attr(name)
-    folded.meta = node.meta
-    node.replace_all_uses_with(folded)
-
-
-def _shorten(node: Node) -> None:
-    """Replace a view of views that comes back to where it began by the beginning, and begin others there."""
-    origin, same, plain = node, None, None
-    while origin.target in _VIEWS:
-        origin = origin.all_input_nodes[0]
-        if origin.meta["layout"] == node.meta["layout"]:
-            same = origin
-        if _is_contiguous(origin):
-            plain = origin
-    if same is not None:
-        node.replace_all_uses_with(same)
-    elif plain is not None and _is_contiguous(node):
-        node.target, node.args, node.kwargs = _OPERATIONS.view.default, (plain, list(node.meta["layout"][0])), {}
-
-
-def _is_contiguous(node: Node) -> bool:
-    shape, strides = node.meta["layout"]
-    return torch.empty_strided(shape, strides, device="meta").is_contiguous()
-
-
-_OPERATIONS = torch.ops.aten
-_RESHAPES = {_OPERATIONS.squeeze_.dim, _OPERATIONS.squeeze_.dims, _OPERATIONS.unsqueeze_.default}
-"""Operations that change the shape of their argument in place."""
-
-_VIEWS = {
-    _OPERATIONS.view.default,
-    _OPERATIONS._unsafe_view.default,
-    _OPERATIONS.expand.default,
-    _OPERATIONS.unsqueeze.default,
-    _OPERATIONS.squeeze.dim,
-    _OPERATIONS.squeeze.dims,
-    _OPERATIONS.permute.default,
-    _OPERATIONS.transpose.int,
-    _OPERATIONS.detach.default,
-}
-"""Operations whose result is all of their first argument's memory, in another shape."""
 
 
 def _compile(graph: Callable[..., Any]) -> Callable[..., Any]:

@@ -117,7 +117,7 @@ def test_a_molecule_is_recorded_once_it_comes_often(model: Model):
             energy, forces = by_the_functions(model, atoms)
             assert calculator.results["energy"] == pytest.approx(energy, rel=0, abs=TOLERANCE)
             np.testing.assert_allclose(calculator.results["forces"], forces, rtol=0, atol=TOLERANCE)
-        counts = [step.shapes for step in calculator._steps.values()]
+        counts = [molecule.step.shapes for molecule in calculator._molecules.values()]
         assert counts == [int(call >= 40), 0]
 
 
@@ -256,6 +256,14 @@ def test_float32_networks_keep_float64_self_energies(model: Model, single_model:
     forces = single.get_property("forces", atoms)
     assert forces.dtype == np.float64
     np.testing.assert_allclose(forces, double.get_property("forces", atoms), rtol=0, atol=1e-5)
+
+
+def test_float32_networks_see_a_molecule_that_is_far_away(single_model: Model):
+    """At 1e7 Å, where numbers of float32 are 1 Å apart."""
+    near, calculator = molecule("CH3CH2OH"), PyKinMLCalculator(single_model)
+    expected = calculator.get_property("forces", near)
+    near.positions += 1e7
+    np.testing.assert_allclose(calculator.get_property("forces", near), expected, rtol=0, atol=1e-5)
 
 
 def test_loads_a_model_file_and_takes_ase_settings(model: Model, tmp_path: Path):

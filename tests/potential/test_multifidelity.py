@@ -17,7 +17,12 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.potential.aev import aevs
 from pykinml_func.potential.energy import energy, init_params, level_energies
-from pykinml_func.potential.multifidelity import chain_energies, chain_energies_and_gradients, input_length
+from pykinml_func.potential.multifidelity import (
+    chain_energies,
+    chain_energies_and_gradients,
+    highest_energy_and_gradient,
+    input_length,
+)
 from pykinml_func.types import Networks, Params
 
 ROUNDING = 1e-11  # eV, where self energies of -1e3 eV an atom are summed; 1e-12 without
@@ -111,6 +116,9 @@ def test_gradients_of_a_chain_are_those_of_its_energies(
     aev = torch.rand(model.aev.length, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     energies, gradients = chain_energies_and_gradients(model, networks, aev)
     assert torch.equal(energies, chain_energies(model, networks, aev))
+    highest = highest_energy_and_gradient(model, networks, aev)
+    assert torch.equal(highest[0], energies[-1])
+    assert torch.equal(highest[1], gradients[-1])
     expected = jacrev(chain_energies, argnums=2)(model, networks, aev)
     torch.testing.assert_close(gradients, expected, rtol=0, atol=BARE_ROUNDING)
     assert expected.abs().amax(dim=1).min() > 1e-3, "each level must feel its AEV"

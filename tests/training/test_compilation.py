@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad
-from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pykinml_func.config import ModelConfig, TrainConfig
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.loader import Loader
 from pykinml_func.errors import ConfigError
-from pykinml_func.training.compilation import RecordedStep, _Recorder, _simplified, repays_compilation
+from pykinml_func.training.compilation import RecordedStep, repays_compilation
 from pykinml_func.training.optimizers import adam, build_optimizer, sgd
 from pykinml_func.training.step import (
     Objective,
@@ -219,117 +216,6 @@ def test_what_one_call_gave_stays_when_the_next_one_comes() -> None:
     kept = [part.clone() for part in first]
     step(torch.ones(2, 3))
     assert_same(first, kept)
-
-
-def simplified(function: Callable[..., Any], *arguments: Tensor) -> tuple[GraphModule, list[str]]:
-    """The graph that a function is recorded as, and the names of its operations."""
-    recorder = _Recorder(list(arguments))
-    with recorder, torch.no_grad():
-        result = function(*arguments)
-    graph = _simplified(recorder.graph_of(list(result) if isinstance(result, tuple) else [result]))
-    return graph, [node.target._opname for node in graph.graph.nodes if node.op == "call_function"]
-
-
-CONSTANT = torch.arange(6.0).reshape(2, 3)
-X = torch.linspace(-1, 2, 6).reshape(2, 3)
-SIMPLER: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
-    "constants are computed once": (lambda x: x + (CONSTANT.exp() * 2).sum(dim=0), ["add"]),
-    "a repeated operation is done once": (lambda x: x.sin() * x.sin(), ["sin", "mul"]),
-    "an unused one is left out": (lambda x: (x.cos(), x.sin())[1], ["sin"]),
-    "there and back": (lambda x: x.unsqueeze(0).squeeze(0).T.T.exp(), ["exp"]),
-    "there and back in place": (lambda x: SQUEEZE(x.unsqueeze(0), [0]).exp(), ["exp"]),
-    "the long way": (lambda x: x.unsqueeze(0).squeeze(0).view(3, 2).view(1, 6).exp(), ["view", "exp"]),
-    "to where a view began": (lambda x: x.permute(1, 0).exp().unsqueeze(0).squeeze(0).sin(), ["permute", "exp", "sin"]),
-    "an expansion is no way": (lambda x: x.unsqueeze(0).expand(4, 2, 3).exp(), ["view", "expand", "exp"]),
-    "nor is a transposition": (lambda x: x.unsqueeze(0).transpose(1, 2).exp(), ["view", "transpose", "exp"]),
-}
-SQUEEZE = torch.ops.aten.squeeze_.dims
-
-
-@pytest.mark.parametrize("name", SIMPLER)
-def test_the_record_is_simplified(name: str) -> None:
-    function, operations = SIMPLER[name]
-    graph, found = simplified(function, X)
-    assert found == operations
-    for x in (X, X + 1):
-        assert torch.equal(graph(x)[0], function(x))
-
-
-def twice(x: Tensor) -> tuple[Tensor, Tensor]:
-    """One sum, whose one name loses its axis in place."""
-    first, second = x.sum(dim=1, keepdim=True), x.sum(dim=1, keepdim=True)
-    first.squeeze_(1)
-    return first, second
-
-
-def filled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As the derivative of silu does it, twice."""
-    first, second = torch.empty_like(x).fill_(1), torch.empty_like(x).fill_(1)
-    first.sub_(x)
-    second.sub_(x)
-    return first, second
-
-
-def written_through_a_view(x: Tensor) -> Tensor:
-    y = x * 1
-    y[0].add_(1)
-    return y
-
-
-def read_before_and_after(x: Tensor) -> tuple[Tensor, Tensor]:
-    y = x * 1
-    z = y * 2
-    y.add_(1)
-    return y * 2, z
-
-
-def shaped_in_place(x: Tensor) -> tuple[Tensor, Tensor]:
-    y = (x * 1).T
-    z = y.unsqueeze(0)
-    SQUEEZE(z, [0])
-    return z * 2, y
-
-
-@pytest.mark.parametrize("function", [twice, filled, written_through_a_view, read_before_and_after, shaped_in_place])
-def test_what_is_done_in_place_is_done(function: Callable[[Tensor], Any]) -> None:
-    step = RecordedStep(function, eager_calls=0)
-    for x in (X, X + 1, X):
-        found, expected = step(x), function(x)
-        assert_same(found, expected)
-        assert [each.shape for each in tree_leaves(found)] == [each.shape for each in tree_leaves(expected)]
-
-
-MOVES: list[Callable[[Tensor], Tensor]] = [
-    lambda x: x.unsqueeze(0),
-    lambda x: x.unsqueeze(-1),
-    lambda x: x.squeeze(0),
-    lambda x: x.squeeze(),
-    lambda x: SQUEEZE(x.unsqueeze(1), [1]),
-    lambda x: x.transpose(0, -1),
-    lambda x: x.permute(*reversed(range(x.dim()))),
-    lambda x: x.expand(2, *x.shape)[:, ..., :2],
-    lambda x: x.expand(1, *x.shape),
-    lambda x: x.flatten(),
-    lambda x: x.reshape(2, -1),
-    lambda x: x.sin(),
-]
-
-
-@given(moves=st.lists(st.sampled_from(range(len(MOVES))), max_size=9), kept=st.integers(0, 8))
-@settings(max_examples=300)
-def test_no_chain_of_views_is_cut_short_wrongly(moves: list[int], kept: int) -> None:
-    def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = [x]
-        for move in moves:
-            if found[-1].numel() < 200:
-                found.append(MOVES[move](found[-1]))
-        return found[-1] * 2, found[kept % len(found)] + 1
-
-    step = RecordedStep(function, eager_calls=0)
-    for x in (X, X.exp()):
-        for a, b in zip(step(x), function(x), strict=True):
-            assert a.shape == b.shape
-            assert torch.equal(a, b)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while it loads its compiler
