@@ -24,13 +24,12 @@ test error of about 0.5 kcal/mol is mostly this gap, where the scatter about it 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -39,11 +38,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import check_data
-from bench.machine import machine
+from bench.checks import PYKINML, ExampleData, JsonFile, check_command
+from bench.machine import write_report
 from bench.peers.environments import environment
 from bench.peers.problem import images, read, write_problem
-from bench.peers.process import Settings, _path, _threads
+from bench.peers.process import ROOT, Settings, thread_variables, worker_variables
 from pykinml_func import Predictor, load_model
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.types import Structures
@@ -58,8 +57,6 @@ TOOLS: dict[Tool, str] = {
 TARGETS = {1.0: 30.0, 0.5: 180.0}
 """kcal/mol: seconds, within which ours is to reach it"""
 OURS = ("--recipe", "fast")
-ROOT = Path(__file__).parents[1]
-PYKINML = str(Path(sys.executable).with_name("pykinml"))
 
 
 class Point(NamedTuple):
@@ -108,9 +105,9 @@ def run_ours(data: Path, scratch: Path, seed: int, threads: int) -> tuple[list[P
         "--output": output,
     }
     command = [PYKINML, "train", *OURS, "--no-biases", *(str(part) for pair in options.items() for part in pair)]
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / f"compiled_{seed}")}
+    variables = {**thread_variables(threads), "TORCHINDUCTOR_CACHE_DIR": str(scratch / f"compiled_{seed}")}
     started = time.time()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **cache, **_threads(threads)})
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
     return _points_of(output, started, _tested(data)), time.time() - started
 
 
@@ -143,18 +140,26 @@ def _test_mae(model: Path, tested: Structures) -> float:
 def run_peer(tool: Tool, data: Path, scratch: Path, threads: int, limit: float) -> tuple[list[Point], float]:
     """A run of another tool's own training, ended after `limit` s; as `run_ours`. Raises PyKinMLError."""
     python = environment(tool, lambda text: print(text, file=sys.stderr))
-    settings = json.loads(
-        Settings(data.resolve(), scratch, write_problem(data, scratch), threads, "cpu").as_json("float64")
-    )
-    variables = {**os.environ, **_threads(threads), "PYTHONPATH": os.pathsep.join(_path(tool))}
+    settings = Settings(data.resolve(), scratch, write_problem(data, scratch), threads, "cpu")
     started = time.time()
-    given = json.dumps({**settings, "started": started, "limit": limit})
-    command = [str(python), "-m", f"bench.peers.{tool}_accuracy", given]
+    given = settings.as_json("float64", started=started, limit=limit)
+    command, variables = [str(python), "-m", f"bench.peers.{tool}_accuracy", given], worker_variables(tool, threads)
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables, cwd=ROOT)
     points = [Point(*json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not points:
         raise PyKinMLError(f"{TOOLS[tool]} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
     return points, min(limit, time.time() - started)
+
+
+def measured(
+    tools: Iterable[Tool], data: Path, scratch: Path, seeds: int, threads: int, limit: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each run: of ours `seeds`, of another tool one. Raises PyKinMLError."""
+    for tool in tools:
+        if tool == "ours":
+            yield from (row(tool, seed, *run_ours(data, scratch, seed, threads)) for seed in range(seeds))
+        else:
+            yield row(tool, 0, *run_peer(tool, data, scratch, threads, limit))
 
 
 def row(tool: Tool, seed: int, points: list[Point], whole: float) -> dict[str, Any]:
@@ -189,40 +194,29 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="directory of C5H5.db and sample_tvt.txt")],
+    data: ExampleData,
     only: Annotated[Tool | None, typer.Option(help="one of the tools")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    json_file: JsonFile = None,
     seeds: Annotated[int, typer.Option(help="runs of ours, each of another seed", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads that every tool is given", min=1)] = 2,
     limit: Annotated[float, typer.Option(help="seconds that a run of another tool may take", min=1)] = 600,
 ) -> None:
     """Time the way to each error, and print a table."""
+    tools = TOOLS if only is None else (only,)
+    if "ours" in tools:
+        check_command()
     rows = []
     try:
-        check_data(data)
-        if json_file is not None and not json_file.parent.is_dir():
-            raise PyKinMLError(f"--json must go to a folder that is there, got {json_file}")
         with tempfile.TemporaryDirectory() as directory:
-            scratch = Path(directory)
-            for tool in TOOLS if only is None else (only,):
-                for seed in range(seeds if tool == "ours" else 1):
-                    ours = tool == "ours"
-                    run = (
-                        run_ours(data, scratch, seed, threads)
-                        if ours
-                        else run_peer(tool, data, scratch, threads, limit)
-                    )
-                    rows.append(row(tool, seed, *run))
-                    print(f"{TOOLS[tool]}, seed {seed}: {rows[-1]['seconds_to']}", flush=True)
+            for found in measured(tools, data, Path(directory), seeds, threads, limit):
+                rows.append(found)
+                print(f"{TOOLS[found['tool']]}, seed {found['seed']}: {found['seconds_to']}", flush=True)
     except PyKinMLError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     Console(width=130).print(table(rows))
-    if json_file is not None:
-        command = f"python -m bench.accuracy --data DIR --seeds {seeds} --threads {threads} --limit {limit:g}"
-        command += (f" --only {only}" if only else "") + f" --json {json_file}"
-        report = {"command": command, **machine(), "cpus": os.cpu_count(), "threads": threads, "rows": rows}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    command = f"python -m bench.accuracy --data DIR --seeds {seeds} --threads {threads} --limit {limit:g}"
+    write_report(json_file, command + (f" --only {only}" if only else ""), {"threads": threads, "rows": rows})
 
 
 if __name__ == "__main__":

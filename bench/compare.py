@@ -10,11 +10,11 @@ own (`bench/peers`); for each row every tool warms up, then they are asked in tu
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,8 @@ import torch
 import typer
 from rich.console import Console
 
-from bench.machine import machine
+from bench.checks import ExampleData, check_file
+from bench.machine import write_report
 from bench.page import table, write_page
 from bench.peers.environments import PEERS, environment
 from bench.peers.problem import write_problem
@@ -117,16 +118,6 @@ def summary(row: Row, firsts: list[Answer], answers: list[Answer]) -> dict[str, 
     return {**spread, **extra}
 
 
-def check_data(data: Path) -> None:
-    """Raises PyKinMLError unless the folder holds what is measured on."""
-    missing = [name for name in ("C5H5.db", "sample_tvt.txt") if not (data / name).is_file()]
-    if missing:
-        raise PyKinMLError(
-            f"--data must be a folder with C5H5.db and sample_tvt.txt of PyKinML's example data, got {data} without "
-            f"{' and '.join(missing)}"
-        )
-
-
 def run(
     data: Path, rows: tuple[Row, ...], repeats: int, threads: int, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -141,23 +132,17 @@ def run(
             versions = workers.versions()
         finally:
             workers.close()
-    return {
-        **machine(),
-        "device": device,
-        "threads": threads,
-        "repeats": repeats,
-        "rows": measured,
-        "versions": versions,
-    }
+    return {"device": device, "threads": threads, "repeats": repeats, "rows": measured, "versions": versions}
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="directory of C5H5.db and sample_tvt.txt")],
+    data: ExampleData,
     only: Annotated[
         list[str] | None, typer.Option(help=f"a row, once for each: {', '.join(row.name for row in ROWS)}")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="write the figures here, and bench/README.md anew")
+        Path | None,
+        typer.Option("--json", help="write the figures here, and bench/README.md anew", callback=check_file),
     ] = None,
     repeats: Annotated[int, typer.Option(help="measurements of each", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads that every tool is given", min=1)] = 2,
@@ -166,28 +151,19 @@ def main(
     ] = "cpu",
 ) -> None:
     """Measure every row side by side with the other tools, and print a table."""
-    console = Console(stderr=True)
+    say = partial(Console(stderr=True).print, highlight=False, soft_wrap=True)
     try:
         rows = find(only or [])
-        check_data(data)
-        if json_file is not None and not json_file.parent.is_dir():
-            raise PyKinMLError(f"--json must go to a folder that is there, got {json_file}")
         if device != "cpu" and not torch.cuda.is_available():
             raise PyKinMLError(f"--device must be one that torch can use here, got {device}; leave it out")
-        report = run(
-            data, rows, repeats, threads, device, lambda text: console.print(text, highlight=False, soft_wrap=True)
-        )
-    except (PyKinMLError, KeyError) as error:
-        print(error.args[0], file=sys.stderr)
+        report = run(data, rows, repeats, threads, device, say)
+    except PyKinMLError as error:
+        print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     Console(width=140).print(table(report))
+    options = [f"--repeats {repeats} --threads {threads} --device {device}", *(f"--only {name}" for name in only or [])]
+    write_report(json_file, f"python -m bench.compare --data DIR {' '.join(options)}", report)
     if json_file is not None:
-        options = f"--repeats {repeats} --threads {threads} --device {device}" + "".join(
-            f" --only {name}" for name in only or []
-        )
-        written = json_file.name if json_file.is_absolute() else json_file
-        command = f"python -m bench.compare --data DIR {options} --json {written}"
-        json_file.write_text(json.dumps({"command": command, **report}, indent=1) + "\n")
         PAGE.write_text(write_page(json_file.parent))
 
 

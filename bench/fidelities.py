@@ -16,7 +16,6 @@ test set.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +31,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine
+from bench.checks import JsonFile, check_file
+from bench.machine import write_report
 from pykinml_func.config import RunConfig
 from pykinml_func.config.build import build_config
 from pykinml_func.data.database import read_databases, write_database
@@ -139,21 +139,14 @@ def _config(job: Job, folder: Path, n_learn: int, steps: int, compilation: str) 
     )
 
 
-def _writable(path: Path | None) -> Path | None:
-    """A path that a file can be written to once all runs are done. Raises BadParameter."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"{path} must go to a folder that is there; make {path.parent} first")
-    return path
-
-
 def main(
     data: Annotated[Path, typer.Option(help="directory of the databases")] = Path("examples/data"),
     labels: Annotated[str, typer.Option(help="numbers of high-level labels; 0: all")] = "25,50,100,200,0",
     seeds: Annotated[int, typer.Option(help="seeds of each", min=1)] = 3,
     steps: Annotated[int, typer.Option(help="training steps of each run")] = 10_000,
     jobs: Annotated[int, typer.Option(help="runs at a time, of one thread each", min=1)] = 2,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", callback=_writable)] = None,
-    figure: Annotated[Path | None, typer.Option(help="draw them here (.png)", callback=_writable)] = None,
+    json_file: JsonFile = None,
+    figure: Annotated[Path | None, typer.Option(help="draw them here (.png)", callback=check_file)] = None,
 ) -> None:
     """Train every mode on every number of labels and print the test errors."""
     try:
@@ -175,10 +168,8 @@ def main(
             )
             rows.append(row)
     print_table(rows, counts, pool)
-    if json_file is not None:
-        command = f"python -m bench.fidelities --labels {labels} --seeds {seeds} --steps {steps} --json {json_file}"
-        report = {"command": command, **machine(), "threads": 1, "jobs": jobs, "rows": rows}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    command = f"python -m bench.fidelities --labels {labels} --seeds {seeds} --steps {steps}"
+    write_report(json_file, command, {"threads": 1, "jobs": jobs, "rows": rows})
     if figure is not None:
         draw(figure, rows, counts, pool)
 

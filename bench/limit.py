@@ -16,10 +16,8 @@ float64 unless a row says otherwise. What binds is seen in the split of the same
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,28 +26,26 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from ase import Atoms
 from rich.console import Console
 from rich.table import Table
 from torch.utils._pytree import tree_map
 
-from bench.compare import check_data
+from bench.checks import ExampleData, JsonFile
 from bench.counts import Near, Task, Work, aev_work, near_counts, task_work
-from bench.machine import machine
-from bench.peers.problem import AEV, MODEL, images, networks, read
+from bench.machine import write_report
+from bench.peers.moving import moving
+from bench.peers.problem import AEV, MODEL, TRAINED, VALIDATED, images, networks, read, training_settings
+from bench.peers.protocol import timed
 from bench.rates import all_rates
 from bench.recorder import Recorder
 from bench.split import Split, profiler, split_of
 from pykinml_func import Predictor, PyKinMLCalculator
 from pykinml_func.config.build import build_config
 from pykinml_func.data.featurize import fill_aevs
-from pykinml_func.errors import PyKinMLError
 from pykinml_func.training.fit import fit
 from pykinml_func.types import Params, Structures
 
-STRUCTURES, TRAINED, VALIDATED, BATCH = 2112, 2000, 48, 50
-_LONG_RUN = 1000
-"""epochs of the runs whose first ones are timed, so that `compile = auto` decides as it does for real runs"""
+STRUCTURES, BATCH = 2112, 50
 _WARM = 3
 _REPEATS = 7
 _CALLS = 300
@@ -73,14 +69,10 @@ class Measured(NamedTuple):
 def train(settings: dict[str, Any], data: Path, scratch: Path, epochs: int, threads: int) -> Measured:
     """Epochs of `fit`; settings: of `pykinml train`."""
     common = {
-        "input": [str(data / "C5H5.db")],
-        "split_files": [str(data / "sample_tvt.txt")],
-        "split": (TRAINED, VALIDATED, 0),
+        **training_settings(data),
         "batch_size": BATCH,
-        "biases": False,
         "prepared": scratch / "prepared",
         "output": scratch / "run",
-        "epochs": _LONG_RUN,
         "threads": threads,
     }
     profiled = profiler()
@@ -93,27 +85,11 @@ def repeated(call: Callable[[], object], repeats: int) -> Measured:
     """Of one call, after enough to have it recorded."""
     for _ in range(repeats):
         call()
-    found = [_timed(call) for _ in range(repeats)]
+    found = [timed(call) for _ in range(repeats)]
     with profiler() as profiled:
         call()
     seconds = statistics.median(found)
     return Measured(seconds, max(found) - min(found), split_of(profiled, seconds))
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _moved(calculator: PyKinMLCalculator, atoms: Atoms) -> Callable[[], None]:
-    generator = np.random.default_rng(0)
-
-    def call() -> None:
-        atoms.positions += generator.normal(scale=1e-4, size=atoms.positions.shape)
-        calculator.calculate(atoms, ["energy", "forces"], ["positions"])
-
-    return call
 
 
 def epoch_work(near: Near, settings: dict[str, Any]) -> Work:
@@ -152,7 +128,8 @@ def rows(
         found.append(_row(f"E + F of 2112 structures, {name}", measured, work, rates[name]))
     found.append(_aevs_row(structures, near, rates["float64"]))
     one = near_counts(AEV, [atoms[0].positions])
-    measured = repeated(_moved(PyKinMLCalculator((MODEL, _params(torch.float64))), atoms[0]), _CALLS)
+    calculator = PyKinMLCalculator((MODEL, _params(torch.float64)))
+    measured = repeated(moving(calculator, atoms[0].numbers, atoms[0].positions), _CALLS)
     work = task_work(MODEL, one, "energies_and_forces", "positions", 8)
     return [*found, _row("E + F of one structure", measured, work, rates["float64"])]
 
@@ -177,25 +154,19 @@ def _row(name: str, measured: Measured, work: Work, rates: dict[str, float]) -> 
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="directory of C5H5.db and sample_tvt.txt")],
+    data: ExampleData,
     epochs: Annotated[int, typer.Option(help="epochs that are timed of each training", min=1)] = 6,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the machine and every row, and print two tables."""
-    try:
-        check_data(data)
-    except PyKinMLError as error:
-        raise typer.BadParameter(str(error)) from None
     torch.set_num_threads(threads)
     rates = all_rates(len(AEV.elements), 5 * BATCH, AEV.length, MODEL.neurons[0])
     with tempfile.TemporaryDirectory() as directory:
         found = rows(data, Path(directory), epochs, threads, rates)
     _print(rates, found)
-    if json_file is not None:
-        command = f"python -m bench.limit --data DIR --epochs {epochs} --threads {threads} --json {json_file}"
-        report = {"command": command, **machine(), "threads": threads, "rates": rates, "rows": found}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    command = f"python -m bench.limit --data DIR --epochs {epochs} --threads {threads}"
+    write_report(json_file, command, {"threads": threads, "rates": rates, "rows": found})
 
 
 def _print(rates: dict[str, dict[str, float]], found: list[dict[str, Any]]) -> None:

@@ -5,11 +5,11 @@ Each figure is the best of several: other work on the machine only ever slows it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 
+from bench.peers.protocol import timed
 from pykinml_func import AEVConfig
 from pykinml_func.potential import aev_kernel
 
@@ -24,9 +24,7 @@ def best_seconds(call: Callable[[], object], least_seconds: float = _SECONDS) ->
     call()
     found: list[float] = []
     while len(found) < 3 or sum(found) < least_seconds:
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
+        found.append(timed(call))
     return min(found)
 
 

@@ -25,6 +25,11 @@ class Recorder(SilentReporter):
         return self._all[self._warm : self._last]
 
     @property
+    def first(self) -> float:
+        """Seconds of the first of all."""
+        return self._all[0]
+
+    @property
     def median(self) -> float:
         """Of those."""
         return statistics.median(self.seconds)

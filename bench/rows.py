@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from pykinml_func.errors import PyKinMLError
+
 TOOLS = {"own": "pykinml_func", "pykinml": "PyKinML", "torchani": "TorchANI", "fennol": "FeNNol"}
 Figure = Literal["seconds", "rate", "ratio", "peak_bytes"]
 
@@ -218,9 +220,9 @@ ROWS: tuple[Row, ...] = (
 
 
 def find(names: Sequence[str]) -> tuple[Row, ...]:
-    """The rows of these names, or all. Raises KeyError with the names there are."""
+    """The rows of these names, or all. Raises PyKinMLError with the names there are."""
     known = {row.name: row for row in ROWS}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise KeyError(f"--only must be one of {', '.join(known)}, got {', '.join(unknown)}")
+        raise PyKinMLError(f"--only must be one of {', '.join(known)}, got {', '.join(unknown)}")
     return tuple(known[name] for name in names) or ROWS

@@ -22,13 +22,10 @@ memory. The exponents are those of a power law fitted to 100 atoms and more: sma
 
 from __future__ import annotations
 
-import json
-import resource
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,9 +37,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._pytree import tree_map
 
+from bench.checks import JsonFile
 from bench.counts import near_counts
-from bench.machine import machine
+from bench.machine import write_report
 from bench.molecules import ELEMENTS, cluster, composition, labelled, molecule, whole_shares, write
+from bench.peers.protocol import peak_bytes, timed
 from bench.recorder import Recorder
 from pykinml_func import AEVConfig, ModelConfig, Predictor, init_params
 from pykinml_func.config.build import build_config
@@ -136,19 +135,12 @@ def large_rows(repeats: int, device: str) -> list[dict[str, Any]]:
     generator, rows = np.random.default_rng(0), []
     for n_atoms in ATOMS:
         atoms = cluster(generator, n_atoms)
-        seconds = [_timed(predictor, atoms) for _ in range(repeats + 1)][1:]
+        seconds = [timed(partial(predictor.predict, [atoms])) for _ in range(repeats + 1)][1:]
         counts = near_counts(config.aev, [atoms.positions])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         spread = {"seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
-        rows.append({"atoms": n_atoms, **spread, "angles": counts.angles, "peak_bytes": peak})
+        rows.append({"atoms": n_atoms, **spread, "angles": counts.angles, "peak_bytes": peak_bytes()})
         print(f"{n_atoms} atoms: {1e3 * rows[-1]['seconds']:.2f} ms", flush=True)
     return rows
-
-
-def _timed(predictor: Predictor, atoms: Atoms) -> float:
-    started = time.perf_counter()
-    predictor.predict([atoms])
-    return time.perf_counter() - started
 
 
 def exponent(rows: Sequence[dict[str, Any]], quantity: str) -> float:
@@ -163,7 +155,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="predictions of each structure after the first", min=1)] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 1,
     device: Annotated[str, typer.Option(help="torch device of the predictions")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure both, and print two tables."""
     torch.set_num_threads(threads)
@@ -172,12 +164,9 @@ def main(
         mixed = mixed_rows(epochs, threads, Path(directory))
     exponents = {quantity: exponent(large, quantity) for quantity in ("seconds", "angles")}
     _print(mixed, large, exponents)
-    if json_file is not None:
-        options = f"--epochs {epochs} --repeats {repeats} --threads {threads} --device {device}"
-        command = f"python -m bench.sizes {options} --json {json_file}"
-        report = {"command": command, **machine(), "threads": threads}
-        report |= {"mixed": mixed, "large": large, "exponents": exponents}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    command = f"python -m bench.sizes --epochs {epochs} --repeats {repeats} --threads {threads} --device {device}"
+    figures = {"threads": threads, "mixed": mixed, "large": large, "exponents": exponents}
+    write_report(json_file, command, figures)
 
 
 def _print(mixed: list[dict[str, Any]], large: list[dict[str, Any]], exponents: dict[str, float]) -> None:

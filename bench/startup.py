@@ -12,7 +12,6 @@ of 50.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import statistics
@@ -29,11 +28,10 @@ from ase.io import write
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine
+from bench.checks import PYKINML, JsonFile, check_command
+from bench.machine import write_report
 from pykinml_func.data.sources import read_structures
 from pykinml_func.errors import PyKinMLError
-
-PYKINML = str(Path(sys.executable).with_name("pykinml"))
 
 
 class Case(NamedTuple):
@@ -100,21 +98,13 @@ def _database(folder: Path) -> Path:
     return folder
 
 
-def _writable(path: Path | None) -> Path | None:
-    """A path that a file can be written to once all runs are done. Raises BadParameter."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"{path} must go to a folder that is there; make {path.parent} first")
-    return path
-
-
 def main(
     data: Annotated[Path, typer.Option(help="directory of C5H5.db", callback=_database)],
     runs: Annotated[int, typer.Option(help="runs of each after the first", min=1)] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", callback=_writable)] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time every command and print a table."""
-    if not Path(PYKINML).exists():
-        raise typer.BadParameter(f"pykinml must be installed beside {sys.executable}; pip install -e . first")
+    check_command()
     seconds: list[list[float]] = [[] for _ in CASES]
     with tempfile.TemporaryDirectory() as directory:
         _prepare(data, Path(directory))
@@ -124,10 +114,7 @@ def main(
                 print(f"run {run}, {case.name}: {found[-1]:.2f} s", flush=True)
     rows = [_row(case, found) for case, found in zip(CASES, seconds, strict=True)]
     _print(rows)
-    if json_file is not None:
-        command = f"python -m bench.startup --data DIR --runs {runs} --json {json_file}"
-        report = {"command": command, **machine(), "cpus": os.cpu_count(), "rows": rows}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(json_file, f"python -m bench.startup --data DIR --runs {runs}", {"rows": rows})
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -17,7 +17,9 @@ LAYERS = ["potential", "data", "training", "inference", "report", "options", "cl
 LOADS_A_LIBRARY = "potential.aev_kernel"
 """The one module that calls compiled code of ours."""
 
-PURE = {"potential"} | {f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "step")}
+PURE = {"potential"} | {
+    f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "soap", "step")
+}
 PURE_MAY_IMPORT = PURE | {"types", "config", "errors", "units"}
 EFFECT_CALLS = {
     "open",

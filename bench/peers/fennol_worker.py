@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from ase import Atoms
 from fennol import FENNIX
 from fennol.ase import FENNIXCalculator
 from fennol.training.utils import get_loss_definition, get_train_step_function, get_validation_function
 
+from bench.peers.moving import moving
 from bench.peers.protocol import Answer, Task, median_of_calls, serve, timed
 
 SETTINGS = json.loads(sys.argv[1])
@@ -196,16 +196,15 @@ def _calculator(graphs: str) -> FENNIXCalculator:
 
 
 def one_structure(graphs: str, calls: int) -> Answer:
-    """Median seconds of energy and forces by its ASE calculator, the structure moved a little each time."""
-    atoms = Atoms(numbers=problem()["numbers"][0], positions=problem()["positions"][0])
-    moves = np.random.default_rng(0).normal(scale=1e-3, size=(calls, *atoms.positions.shape))
+    """Median seconds of energy and forces by its ASE calculator, and those of the first, which compiles."""
+    numbers, positions = problem()["numbers"][0], problem()["positions"][0]
 
-    def call(number: int) -> None:
-        atoms.positions += moves[number]
-        _calculator(graphs).calculate(atoms, ["energy", "forces"], ["positions"])
+    def make_and_call() -> None:
+        moving(_calculator(graphs), numbers, positions)()
 
-    first = timed(lambda: call(0))
-    return {"seconds": median_of_calls(call, calls), "first_call_seconds": first}
+    first = timed(make_and_call)
+    seconds = median_of_calls(moving(_calculator(graphs), numbers, positions), calls)
+    return {"seconds": seconds, "first_call_seconds": first}
 
 
 @cache

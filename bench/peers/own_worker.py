@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from bench.peers.problem import AEV, MEMBERS, images, read
+from bench.peers.moving import moving
+from bench.peers.problem import AEV, MEMBERS, images, read, training_settings
 from bench.peers.protocol import Answer, Task, median_of_calls, serve, timed
+from bench.recorder import Recorder
 from pykinml_func import ModelConfig, Params, Predictor, PyKinMLCalculator, RunConfig, Structures, load_model
 from pykinml_func.config.build import build_config
 from pykinml_func.data.featurize import fill_aevs
@@ -26,8 +27,7 @@ from pykinml_func.training.reporter import SilentReporter
 
 SETTINGS = json.loads(sys.argv[1])
 SCRATCH = Path(SETTINGS["scratch"])
-LONG_RUN = 1000
-"""epochs of the run whose first ones are timed, so that `compile = auto` decides as it does for real runs"""
+_WARM_EPOCHS = 2
 
 
 def start() -> Mapping[str, Task]:
@@ -58,12 +58,8 @@ def aevs() -> Answer:
 
 
 def _config(prepared: Path, output: Path, **settings: Any) -> RunConfig:
-    data = Path(SETTINGS["data"])
     common = {
-        "input": [str(data / "C5H5.db")],
-        "split_files": [str(data / "sample_tvt.txt")],
-        "split": (2000, 48, 0),
-        "biases": False,
+        **training_settings(Path(SETTINGS["data"])),
         "precision": SETTINGS["dtype"],
         "device": SETTINGS["device"],
         "prepared": prepared,
@@ -85,25 +81,12 @@ def prepare_set(**settings: Any) -> Answer:
     return {"seconds": timed(lambda: prepare(config, SilentReporter()))}
 
 
-class _Recorder(SilentReporter):
-    """Keeps the seconds of each epoch, and ends the run after some as Ctrl-C does."""
-
-    def __init__(self, epochs: int) -> None:
-        self.last, self.seconds = epochs, list[float]()
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None:  # noqa: ARG002
-        """See `Reporter`."""
-        self.seconds.append(record["seconds"])
-        if len(self.seconds) == self.last:
-            raise KeyboardInterrupt
-
-
 def epoch(epochs: int, **settings: Any) -> Answer:
     """Median seconds of an epoch, training and validation, after the first two; settings: `pykinml train`'s."""
-    recorder = _Recorder(epochs + 2)
+    recorder = Recorder(_WARM_EPOCHS, epochs)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
-        fit(_config(SCRATCH / "own_prepared", Path(folder) / "run", epochs=LONG_RUN, **settings), recorder)
-    return {"seconds": statistics.median(recorder.seconds[2:]), "first_epoch_seconds": recorder.seconds[0]}
+        fit(_config(SCRATCH / "own_prepared", Path(folder) / "run", **settings), recorder)
+    return {"seconds": recorder.median, "first_epoch_seconds": recorder.first}
 
 
 @cache
@@ -120,15 +103,9 @@ def _calculator(members: int) -> PyKinMLCalculator:
 
 
 def _seconds_a_call(calculator: PyKinMLCalculator, calls: int) -> float:
-    """Median seconds of `calculate` on a structure that has moved a little each time."""
-    atoms = images(_structures().take(np.arange(1)))[0]
-    moves = np.random.default_rng(0).normal(scale=1e-3, size=(calls, *atoms.positions.shape))
-
-    def call(number: int) -> None:
-        atoms.positions += moves[number]
-        calculator.calculate(atoms, ["energy", "forces"], ["positions"])
-
-    return median_of_calls(call, calls)
+    """Median seconds of energy and forces."""
+    first = _structures().take(np.arange(1))
+    return median_of_calls(moving(calculator, first.numbers, first.positions), calls)
 
 
 def one_structure(calls: int) -> Answer:

@@ -19,6 +19,9 @@ from pykinml_func.types import Structures
 AEV = AEVConfig(elements=("C", "H"))
 MODEL = ModelConfig(aev=AEV, biases=False)
 """224-48-24-12-1, Gaussian, without biases (PyKinML has no others)"""
+TRAINED, VALIDATED = 2000, 48
+LONG_RUN = 1000
+"""epochs of the runs whose first ones are timed, so that `compile = auto` decides as it does for real runs"""
 CHECKED = 20
 MEMBERS = 8
 
@@ -26,6 +29,17 @@ MEMBERS = 8
 def read(data: Path) -> Structures:
     """The 2112 structures."""
     return read_databases(find_inputs([str(data / "C5H5.db")]), [1])
+
+
+def training_settings(data: Path) -> dict[str, Any]:
+    """What `fit` is told of the structures, their split and the networks. data: the folder of the example data."""
+    return {
+        "input": [str(data / "C5H5.db")],
+        "split_files": [str(data / "sample_tvt.txt")],
+        "split": (TRAINED, VALIDATED, 0),
+        "biases": False,
+        "epochs": LONG_RUN,
+    }
 
 
 def networks(member: int = 0, self_energies: tuple[float, ...] = (0.0, 0.0)) -> Params:
@@ -62,11 +76,11 @@ def write_problem(data: Path, scratch: Path) -> Path:
 
 
 def _split(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Structures to train on, 2000, and to validate on: those of the split file that it does not test."""
+    """Structures to train on and to validate on: those of the split file that it does not test."""
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     place = {name: m for m, name in enumerate(ids)}
     learned = np.array([place[name] for name, kind, *_ in lines if kind == "2"])
-    return learned[:2000], learned[2000:]
+    return learned[:TRAINED], learned[TRAINED:]
 
 
 def _grids() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from bench.peers.protocol import Answer
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 _LONGEST = 1800.0
 """seconds that an answer may take: torch.compile needs minutes, PyKinML's Jacobians too"""
 
@@ -25,12 +25,9 @@ class Settings(NamedTuple):
     threads: int
     device: str
 
-    def as_json(self, dtype: str) -> str:
+    def as_json(self, dtype: str, **more: float) -> str:
         """For the command line."""
-        paths = {"data": self.data, "scratch": self.scratch, "problem": self.problem}
-        return json.dumps(
-            {**{k: str(v) for k, v in paths.items()}, "threads": self.threads, "device": self.device, "dtype": dtype}
-        )
+        return json.dumps({**self._asdict(), "dtype": dtype, **more}, default=str)  # paths are text there
 
 
 class Worker:
@@ -45,8 +42,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            cwd=_ROOT,
-            env={**os.environ, **_threads(settings.threads), "PYTHONPATH": os.pathsep.join(_path(tool))},
+            cwd=ROOT,
+            env=worker_variables(tool, settings.threads),
         )
 
     def __enter__(self) -> Self:
@@ -93,11 +90,13 @@ class Worker:
         self._log.close()
 
 
-def _path(tool: str) -> list[str]:
-    """Where a worker imports from: this repository, and what PyKinML lacks."""
-    return [str(_ROOT), *([str(_ROOT / "bench/peers/stand_ins")] if tool == "pykinml" else [])]
+def worker_variables(tool: str, threads: int) -> dict[str, str]:
+    """The environment of a tool's process: it imports from this repository, and what PyKinML lacks."""
+    path = [str(ROOT), *([str(ROOT / "bench/peers/stand_ins")] if tool == "pykinml" else [])]
+    return {**thread_variables(threads), "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _threads(count: int) -> dict[str, str]:
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that takes so many threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {name: str(count) for name in names}
+    return {**os.environ, **dict.fromkeys(names, str(threads))}

@@ -14,7 +14,7 @@ import torch
 from pykinml import prepper, trainer
 
 from bench.peers.protocol import timed
-from bench.peers.pykinml_worker import SETTINGS, _arguments
+from bench.peers.pykinml_worker import SETTINGS, arguments_of
 from bench.peers.stand_ins.torch_changes import undo
 
 DEFAULT_BATCH = 10
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     folder = Path(SETTINGS["scratch"]) / "pykinml_accuracy"
     folder.mkdir()
-    arguments = _arguments(folder, forces=False, epochs=10**6)
+    arguments = arguments_of(folder, forces=False, epochs=10**6)
     arguments.tr_batch_size = arguments.vl_batch_size = arguments.ts_batch_size = DEFAULT_BATCH
     trainer.Trainer = Recorder
     with redirect_stdout(io.StringIO()):

@@ -22,6 +22,7 @@ from ase import Atoms
 from pykinml import data, nnpes, prepper, trainer
 from pykinml.model_calculator import Nn_surr
 
+from bench.peers.moving import moving
 from bench.peers.protocol import Answer, Task, median_of_calls, serve, timed
 from bench.peers.stand_ins.torch_changes import undo
 
@@ -50,7 +51,7 @@ def start() -> Mapping[str, Task]:
     }
 
 
-def _arguments(folder: Path, forces: bool, epochs: int = 1) -> SimpleNamespace:
+def arguments_of(folder: Path, forces: bool, epochs: int = 1) -> SimpleNamespace:
     """PyKinML's arguments under their documented names; `folder` takes what it writes."""
     shared = Path(SETTINGS["data"])
     return SimpleNamespace(
@@ -112,7 +113,7 @@ def aevs() -> Answer:
 def prepare() -> Answer:
     """Seconds for AEVs and Jacobians on disk, from the database."""
     with tempfile.TemporaryDirectory() as folder:
-        return {"seconds": timed(lambda: prepper.prep_data(_arguments(Path(folder), True), fid=1))}
+        return {"seconds": timed(lambda: prepper.prep_data(arguments_of(Path(folder), True), fid=1))}
 
 
 @cache
@@ -121,7 +122,7 @@ def _prepared(forces: bool) -> Path:
     folder = Path(SETTINGS["scratch"]) / f"pykinml_{'forces' if forces else 'energies'}"
     if not (folder / "done").exists():
         folder.mkdir(exist_ok=True)
-        prepper.prep_data(_arguments(folder, forces), fid=1)
+        prepper.prep_data(arguments_of(folder, forces), fid=1)
         (folder / "done").touch()
     return folder
 
@@ -146,7 +147,7 @@ def epoch(forces: bool, epochs: int) -> Answer:
     for passes in _TimedTrainer.seconds.values():
         passes.clear()
     trainer.Trainer = _TimedTrainer
-    trainer.spawned_trainer("cpu", _arguments(folder, forces, epochs), 0)
+    trainer.spawned_trainer("cpu", arguments_of(folder, forces, epochs), 0)
     both = [sum(pair) for pair in zip(_TimedTrainer.seconds["train"], _TimedTrainer.seconds["valid"], strict=True)]
     return {"seconds": statistics.median(both[2:] or both)}
 
@@ -182,14 +183,8 @@ def _check() -> None:
 
 
 def one_structure(calls: int) -> Answer:
-    """Median seconds of energy and forces by its ASE calculator, the structure moved a little each time."""
-    atoms = Atoms(numbers=problem()["numbers"][0], positions=problem()["positions"][0])
-    moves = np.random.default_rng(0).normal(scale=1e-3, size=(calls, *atoms.positions.shape))
-
-    def call(number: int) -> None:
-        atoms.positions += moves[number]
-        _calculator().calculate(atoms, ["energy", "forces"], ["positions"])
-
+    """Median seconds of energy and forces by its ASE calculator."""
+    call = moving(_calculator(), problem()["numbers"][0], problem()["positions"][0])
     return {"seconds": median_of_calls(call, calls)}
 
 

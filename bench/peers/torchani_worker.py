@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor, nn
 
+from bench.peers.moving import moving
 from bench.peers.protocol import Answer, Task, median_of_calls, serve, timed
 from bench.peers.torchani_model import HARTREE, Problem, check, computer, model
 
@@ -159,15 +159,8 @@ def _calculator(mode: str, members: int) -> Any:
 
 
 def _seconds_a_call(calculator: Any, calls: int) -> float:
-    """Median seconds of `calculate` on a structure that has moved a little each time."""
-    atoms = Atoms(numbers=problem()["numbers"][0], positions=problem()["positions"][0])
-    moves = np.random.default_rng(0).normal(scale=1e-3, size=(calls, *atoms.positions.shape))
-
-    def call(number: int) -> None:
-        atoms.positions += moves[number]
-        calculator.calculate(atoms, ["energy", "forces"], ["positions"])
-
-    return median_of_calls(call, calls)
+    """Median seconds of energy and forces."""
+    return median_of_calls(moving(calculator, problem()["numbers"][0], problem()["positions"][0]), calls)
 
 
 def one_structure(mode: str, calls: int) -> Answer:

@@ -58,6 +58,22 @@ def test_a_run_of_ours_is_dated_and_tested_epoch_by_epoch(
     assert points[1].test_mae == pytest.approx(mae) and mae < points[0].test_mae
 
 
+def test_ours_runs_with_every_seed_and_the_others_once(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "run_ours", lambda *given: ([Point(given[2], 1.0, 0.9)], 9.0))
+    monkeypatch.setattr(accuracy, "run_peer", lambda *_: (POINTS, 7.0))
+    accuracy.main(shared / "data", json_file=tmp_path / "accuracy.json", seeds=2, threads=1, limit=5)
+    report = json.loads((tmp_path / "accuracy.json").read_text())
+    assert [(row["tool"], row["seed"]) for row in report["rows"]] == [
+        *(("ours", 0), ("ours", 1)),
+        *(("pykinml", 0), ("torchani", 0)),
+    ]
+    assert [row["seconds_to"]["1.0"] for row in report["rows"]] == [0, 1, 4, 4]
+    options = "--data DIR --seeds 2 --threads 1 --limit 5 --json accuracy.json"
+    assert report["command"] == f"python -m bench.accuracy {options}" and report["threads"] == 1
+
+
 def test_a_tool_that_fails_is_told(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "environment", lambda *_: Path(sys.executable))
     monkeypatch.setattr(accuracy, "TOOLS", {"nothing": "A tool"})
@@ -68,8 +84,8 @@ def test_a_tool_that_fails_is_told(shared: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "nowhere"], "--data must be a folder with C5H5.db and sample_tvt.txt"),
-        (["--data", "{data}", "--json", "nowhere/accuracy.json"], "--json must go to a folder that is there"),
+        (["--data", "nowhere"], "'--data': must be a folder with C5H5.db and sample_tvt.txt"),
+        (["--data", "{data}", "--json", "nowhere/accuracy.json"], "'--json': must be a file in a folder that is there"),
         (["--data", "{data}", "--only", "fennol"], "'fennol' is not one of"),
     ],
 )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from bench import compare
-from bench.compare import check_data, measure, summary
+from bench.compare import measure, summary
 from bench.peers import process
 from bench.peers.environments import PEERS, environment, requirements
-from bench.peers.process import Settings, Worker
-from bench.rows import Ask, Row
+from bench.peers.process import Settings, Worker, worker_variables
+from bench.rows import TOOLS, Ask, Row
 from pykinml_func.errors import PyKinMLError
 
 ROOT = Path(__file__).parents[2]
@@ -85,20 +85,36 @@ def test_a_refusal_in_the_middle_leaves_no_figure():
     assert found == {"unavailable": "gone"}
 
 
-def test_missing_data_are_named(tmp_path: Path):
-    (tmp_path / "C5H5.db").touch()
-    with pytest.raises(PyKinMLError, match=r"without sample_tvt\.txt"):
-        check_data(tmp_path)
-
-
-@pytest.mark.parametrize("options", [{"only": "nothing"}, {}])
-def test_mistakes_end_with_code_2_before_any_work(
-    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_row_ends_with_code_2_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(compare, "run", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(compare.typer.Exit) as ended:
-        compare.main(tmp_path, **options)
-    assert ended.value.exit_code == 2
+        compare.main(tmp_path, only=["nothing"])
+    assert ended.value.exit_code == 2 and "got nothing" in capsys.readouterr().err
+
+
+def test_figures_are_stored_and_the_page_is_written_anew_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cells = {tool: {"unavailable": "not asked"} for tool in TOOLS}
+    report = {"device": "cpu", "threads": 1, "repeats": 2, "rows": [{"name": "aevs", "cells": cells}], "versions": {}}
+    monkeypatch.setattr(compare, "run", lambda *_: report)
+    monkeypatch.setattr(compare, "PAGE", tmp_path / "README.md")
+    compare.main(tmp_path, only=["aevs"], json_file=tmp_path / "compare.json", repeats=2, threads=1)
+    stored = json.loads((tmp_path / "compare.json").read_text())
+    assert {name: stored[name] for name in report} == report
+    options = "--data DIR --repeats 2 --threads 1 --device cpu --only aevs --json compare.json"
+    assert stored["command"] == f"python -m bench.compare {options}"
+    assert stored["command"] in (tmp_path / "README.md").read_text()
+
+
+def test_workers_are_told_what_they_need_and_import_from_here(tmp_path: Path):
+    told = json.loads(Settings(tmp_path, tmp_path, tmp_path / "problem.npz", 3, "cpu").as_json("float32", limit=5.0))
+    assert told["problem"] == str(tmp_path / "problem.npz") and told["data"] == told["scratch"] == str(tmp_path)
+    assert (told["threads"], told["device"], told["dtype"], told["limit"]) == (3, "cpu", "float32", 5.0)
+    variables = worker_variables("pykinml", 3)
+    assert variables["OMP_NUM_THREADS"] == "3" and "PATH" in variables
+    assert variables["PYTHONPATH"].startswith(str(ROOT)) and "stand_ins" in variables["PYTHONPATH"]
+    assert worker_variables("torchani", 3)["PYTHONPATH"] == str(ROOT)
 
 
 def test_torch_is_pinned_first_where_it_is_asked_for():

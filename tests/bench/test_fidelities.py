@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from bench.machine import machine
 from pykinml_func.data.database import read_databases
 from pykinml_func.data.sources import find_inputs
 from pykinml_func.types import Structures
@@ -160,8 +161,8 @@ def test_figure_has_a_line_a_mode(bench: ModuleType, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--json", "no/figures.json"], "no/figures.json must go to a folder that is there; make no first"),
-        (["--figure", "no/figure.png"], "no/figure.png must go to a folder that is there; make no first"),
+        (["--json", "no/figures.json"], "'--json': must be a file in a folder that is there, got no/figures.json"),
+        (["--figure", "no/figure.png"], "'--figure': must be a file in a folder that is there, got no/figure.png"),
         (["--labels", "25,5000"], "the structures with both levels beside the 120 that test, or 0 for all of them"),
         (["--labels", "2"], "--labels must be numbers from 3 to"),
         (["--labels", "-25"], "got -25"),
@@ -216,8 +217,7 @@ def test_json_holds_rows_versions_and_machine(
     done = command(*options)
     assert done.exit_code == 0, done.output
     report = json.loads(file.read_text())
-    assert [*report] == ["command", "pykinml_func", "python", "torch", "cpu", "threads", "jobs", "rows"]
+    assert [*report] == ["command", *machine(), "threads", "jobs", "rows"]
     assert (report["threads"], report["jobs"]) == (1, 3)
-    assert report["cpu"] == bench.machine()["cpu"] and isinstance(report["cpu"], str)
-    assert "--labels 25,0 --seeds 2 --steps 700" in report["command"]
+    assert "--labels 25,0 --seeds 2 --steps 700 --json figures.json" in report["command"]
     assert len(report["rows"]) == 2 * 3 * 2 and figure.is_file()

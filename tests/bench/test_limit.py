@@ -111,9 +111,3 @@ def test_the_module_runs_as_a_command():
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     for option in ("--data", "--epochs", "--threads", "--json"):
         assert option in done.stdout
-
-
-def test_a_folder_without_the_data_is_told_before_any_work(tmp_path: Path):
-    command = [sys.executable, "-m", "bench.limit", "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2 and "C5H5.db" in done.stderr

@@ -7,6 +7,7 @@ import pytest
 
 from bench.page import best, lines, shown, times_better, verdicts, write_page
 from bench.rows import ROWS, TOOLS, Row, find
+from pykinml_func.errors import PyKinMLError
 
 REASON = "has no such thing"
 
@@ -113,5 +114,5 @@ def test_every_row_names_each_tool_and_can_be_shown_unmeasured():
 
 
 def test_an_unknown_row_is_refused_with_the_names():
-    with pytest.raises(KeyError, match=r"aevs, prepare, .*, got nothing"):
+    with pytest.raises(PyKinMLError, match=r"aevs, prepare, .*, got nothing"):
         find(["nothing"])

@@ -42,7 +42,7 @@ def test_the_recorder_leaves_out_the_first_epochs_and_ends_the_run():
         recorder.epoch({"seconds": seconds}, 100)
     with pytest.raises(KeyboardInterrupt):
         recorder.epoch({"seconds": 2.0}, 100)
-    assert recorder.seconds == [1, 3, 2] and recorder.median == 2 and recorder.spread == 2
+    assert recorder.first == 9 and recorder.seconds == [1, 3, 2] and recorder.median == 2 and recorder.spread == 2
 
 
 def test_the_module_runs_as_a_command():

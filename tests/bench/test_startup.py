@@ -44,7 +44,7 @@ def test_what_is_timed_runs(shared: Path, tmp_path: Path, monkeypatch: pytest.Mo
     ("options", "message"),
     [
         (["--data", "nowhere"], "no structure file nowhere/C5H5.db"),
-        (["--data", "{data}", "--json", "nowhere/startup.json"], "make nowhere first"),
+        (["--data", "{data}", "--json", "nowhere/startup.json"], "must be a file in a folder that is there"),
         (["--data", "{data}", "--runs", "0"], "--runs"),
     ],
 )

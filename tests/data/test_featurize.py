@@ -49,29 +49,21 @@ def assert_each_structure_has_its_own(
         np.testing.assert_allclose(jacobian, aev_jacobians(*arguments), rtol=0, atol=JACOBIAN_TOLERANCE)
 
 
-both_chunks = pytest.mark.parametrize("chunk_bytes", [1, featurize._CHUNK_BYTES], ids=["chunks of one", "large chunks"])
+@pytest.fixture(params=[1, featurize._CHUNK_BYTES], ids=["chunks of one", "large chunks"])
+def either_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A structure at a time, and as many as there are."""
+    monkeypatch.setattr(featurize, "_CHUNK_BYTES", request.param)
 
 
-@both_chunks
-@pytest.mark.usefixtures("either_aevs")
-def test_each_structure_gets_its_own_aevs(
-    make_structures: Structured,
-    make_dense: Callable[..., np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    chunk_bytes: int,
-):
-    monkeypatch.setattr(featurize, "_CHUNK_BYTES", chunk_bytes)
+@pytest.mark.usefixtures("either_aevs", "either_chunks")
+def test_each_structure_gets_its_own_aevs(make_structures: Structured, make_dense: Callable[..., np.ndarray]):
     assert_each_structure_has_its_own(make_structures, make_dense, "native")
 
 
-@both_chunks
+@pytest.mark.usefixtures("either_chunks")
 def test_each_structure_gets_its_own_aevs_from_aevmod(
-    make_structures: Structured,
-    make_dense: Callable[..., np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    chunk_bytes: int,
+    make_structures: Structured, make_dense: Callable[..., np.ndarray]
 ):
-    monkeypatch.setattr(featurize, "_CHUNK_BYTES", chunk_bytes)
     assert_each_structure_has_its_own(make_structures, make_dense, "aevmod")
 
 
