@@ -35,8 +35,8 @@ from bench.checks import JsonFile, check_file
 from bench.machine import write_report
 from pykinml_func.config import RunConfig
 from pykinml_func.config.build import build_config
-from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.sources import find_inputs
+from pykinml_func.data.formats.database import read_databases, write_database
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.training.fit import fit
 from pykinml_func.training.reporter import SilentReporter

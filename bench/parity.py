@@ -28,11 +28,11 @@ from pykinml_func.config import RunConfig
 from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.build import build_config
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.data.database import read_databases
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_shape
+from pykinml_func.data.formats.database import read_databases
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.data.labels import training_labels
-from pykinml_func.data.sources import find_inputs
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.potential.self_energies import subtract_self_energies
 from pykinml_func.training.metrics import add_sums, summary

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bench.checks import PYKINML, JsonFile, check_command
 from bench.machine import write_report
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.errors import PyKinMLError
 
 

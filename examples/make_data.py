@@ -35,7 +35,7 @@ from scipy.optimize import brentq
 from sella import Sella
 from tblite.ase import TBLite
 
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.types import Structures
 
 Array = np.ndarray

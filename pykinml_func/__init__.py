@@ -12,8 +12,8 @@ from pykinml_func.version import __version__
 
 if TYPE_CHECKING:
     from pykinml_func.config import AEVConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
-    from pykinml_func.data.database import read_databases, write_database
-    from pykinml_func.data.sources import read_structures
+    from pykinml_func.data.formats.database import read_databases, write_database
+    from pykinml_func.data.formats.sources import read_structures
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.predictor import Predictor
     from pykinml_func.potential.aev import aev_jacobians, aevs
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("AEVConfig", "DataConfig", "ModelConfig", "RunConfig", "TrainConfig"),
-    "data.database": ("read_databases", "write_database"),
-    "data.sources": ("read_structures",),
+    "data.formats.database": ("read_databases", "write_database"),
+    "data.formats.sources": ("read_structures",),
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.predictor": ("Predictor",),
     "potential.aev": ("aev_jacobians", "aevs"),

@@ -17,6 +17,7 @@ from pykinml_func.config import AEVConfig
 from pykinml_func.data.batching import Source
 from pykinml_func.data.elements import species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_shape
+from pykinml_func.data.labels import has_forces
 from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.aev import neighbour_columns
 from pykinml_func.types import Structures
@@ -90,6 +91,7 @@ def source_of(structures: Structures, config: AEVConfig, contents: str) -> Sourc
         len(config.elements),
         structures.energies,
         structures.forces,
+        has_forces(structures),
         None if contents == "positions" else aevs,
         jacobians if contents == "jacobians" else None,
     )

@@ -21,8 +21,8 @@ from ase.units import Hartree
 from cli_calls import Run, flat, run_command
 
 from pykinml_func.config import AEVConfig, ModelConfig
-from pykinml_func.data.database import write_database
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.database import write_database
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential.energy import init_params

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from pykinml_func.data.database import formula_symbols, read_databases
+from pykinml_func.data.formats.database import formula_symbols, read_databases
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.training.checkpoint import load_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_calls import SMALL
 
-from pykinml_func.data.database import read_databases, write_database
+from pykinml_func.data.formats.database import read_databases, write_database
 from pykinml_func.types import Structures
 
 _FIGURES_AND_FILES = {"matplotlib", "h5py", "ase.db", "tomlkit"}

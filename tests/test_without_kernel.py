@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config import AEVConfig, DataConfig, ModelConfig
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.prepared import complete, open_prepared
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.predictor import Predictor

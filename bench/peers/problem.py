@@ -13,7 +13,7 @@ import torch
 
 from pykinml_func import AEVConfig, ModelConfig, Params, Predictor, init_params, read_databases, save_model
 from pykinml_func.data.featurize import fill_aevs
-from pykinml_func.data.sources import find_inputs
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.types import Structures
 
 AEV = AEVConfig(elements=("C", "H"))

@@ -51,6 +51,9 @@ class DataConfig(Frozen):
     prepared: Path = Field(Path("prepared"), description="directory that holds the prepared sets (AEVs on disk)")
     pre_saved: bool = Field(False, description="train from the one set in prepared alone, without its input")
     aev_backend: Literal["native", "aevmod"] = Field("native", description="native (torch) or aevmod")
+    workers: int = Field(
+        0, ge=0, description="processes that read the input, where there is enough of it; 0: one a core"
+    )
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -44,6 +44,8 @@ class Source(NamedTuple):
     """(M,L) eV, self energies subtracted; NaN where there is no label"""
     forces: np.ndarray | None = None
     """(A,L,3) eV/Å; NaN where there is no label"""
+    has_forces: np.ndarray | None = None
+    """(M,L) whether a structure has forces, where forces are there at all"""
     aevs: np.ndarray | None = None
     """(A,D)"""
     jacobians: np.ndarray | None = None
@@ -57,11 +59,22 @@ class Packer:
     """Cuts batches of at most `batch_size` structures out of `members` of a source, all with the same padding rules."""
 
     def __init__(
-        self, source: Source, members: np.ndarray, batch_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        source: Source,
+        members: np.ndarray,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """members: (k,) indices of the structures that batches may hold."""
+        """members: (k,) indices of the structures that batches may hold; share: rank and number of the ranks that
+        have a part of each batch.
+        """
         self.source, self.members, self.dtype, self.device = source, members, dtype, device
         self.batch_size = max(1, min(batch_size, len(members)))
+        self._rank, self._ranks = share
+        self._capacity = -(-self.batch_size // self._ranks)
+        """structures of a batch that one rank has at most"""
         self._sizes = np.diff(source.offsets)
         rows = atom_rows(source.offsets, members)
         offsets = np.concatenate([[0], np.cumsum(self._sizes[members])])
@@ -83,31 +96,37 @@ class Packer:
         return self._ladder(np.diff(self._pair_offsets)[self.members, None])
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
-        """The structures at `order`, cut into consecutive batches; the last is padded to the size of the others."""
-        return (self.pack(index) for index in self.cut(order))
+        """The structures at `order`, cut into consecutive batches, of each the own share; the last is padded to the
+        size of the others.
+        """
+        return (self.pack(self._share(whole), whole) for whole in self.cut(order))
 
     def cut(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """The indices of each of these batches."""
+        """The indices of each of these batches, of all ranks together."""
         return (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
 
-    def pack(self, index: np.ndarray) -> Batch:
-        """One batch of the structures at `index`."""
+    def _share(self, whole: np.ndarray) -> np.ndarray:
+        return whole[self._rank :: self._ranks]
+
+    def pack(self, index: np.ndarray, whole: np.ndarray | None = None) -> Batch:
+        """One batch of the structures at `index`, the share of those at `whole` (default: all of them)."""
+        whole = index if whole is None else whole
         source, sizes = self.source, self._sizes[index]
         rows = atom_rows(source.offsets, index)
         owner = np.repeat(np.arange(len(index)), sizes)
         slots, width = self._slots(source.species[rows])
-        structure_index = np.full(source.n_species * width, self.batch_size)
+        structure_index = np.full(source.n_species * width, self._capacity)
         structure_index[slots] = owner
-        energies = np.full((self.batch_size, source.energies.shape[1]), np.nan)
+        energies = np.full((self._capacity, source.energies.shape[1]), np.nan)
         energies[: len(index)] = source.energies[index]
         labelled = np.isfinite(energies)
         shape = (source.n_species, width)
-        forces = weights = None
-        if source.forces is not None:
-            found = source.forces[rows]
-            there = np.isfinite(found).all(axis=2)
-            forces = self._spread(np.where(there[..., None], found, 0.0), slots, shape)
+        forces = weights = n_forces = None
+        if source.forces is not None and source.has_forces is not None:
+            there = source.has_forces[index[owner]]
+            forces = self._spread(np.where(there[..., None], source.forces[rows], 0.0), slots, shape)
             weights = self._spread(there / (3 * sizes[owner, None]), slots, shape)
+            n_forces = self._tensor(source.has_forces[whole].sum(axis=0))
         return Batch(
             self._features(index, rows, owner, slots, shape),
             self._index(structure_index.reshape(shape)),
@@ -115,6 +134,9 @@ class Packer:
             self._tensor(labelled),
             forces,
             weights,
+            self._tensor(np.isfinite(source.energies[whole]).sum(axis=0)),
+            n_forces,
+            self._tensor(np.array(len(index) / len(whole))),
         )
 
     def unpack(self, index: np.ndarray, per_atom: Tensor) -> np.ndarray:
@@ -131,10 +153,10 @@ class Packer:
 
         counts: (k,C) of each member, of C kinds, each of which must fit into the width.
         """
-        most = np.sort(counts, axis=0)[-self.batch_size :].sum(axis=0).max(initial=1)
-        if len(counts) <= self.batch_size:  # one batch holds them all
+        most = np.sort(counts, axis=0)[-self._capacity :].sum(axis=0).max(initial=1)
+        if len(counts) <= self._capacity:  # one batch holds them all
             return np.array([most])
-        drawn = np.random.default_rng(0).integers(len(counts), size=(_SAMPLED_BATCHES, self.batch_size))
+        drawn = np.random.default_rng(0).integers(len(counts), size=(_SAMPLED_BATCHES, self._capacity))
         needed = counts[drawn].sum(axis=1).max(axis=1)
         return np.unique(np.minimum([np.quantile(needed, 0.9).astype(int), needed.max(), most], most).clip(1))
 
@@ -169,7 +191,7 @@ class Packer:
         self, index: np.ndarray, rows: np.ndarray, slots: np.ndarray, shape: tuple[int, int]
     ) -> NeighbourTables:
         source, sizes = self.source, self._sizes[index]
-        if source.cutoffs is None or sizes.max() < _LARGE:
+        if source.cutoffs is None or sizes.max(initial=0) < _LARGE:
             return self._all_pairs.of_batch(index, slots, shape[0] * shape[1], self.device)
         structures = np.split(source.positions[rows], np.cumsum(sizes)[:-1])
         return near_tables(structures, source.cutoffs, source.species[rows], slots, shape, self.device)
@@ -177,7 +199,7 @@ class Packer:
     def _listed(self, sizes: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> aev_kernel.Atoms:
         listed = np.zeros(shape[0] * shape[1], dtype=np.int64)
         listed[: len(slots)] = slots
-        offsets = np.full(self.batch_size + 1, len(slots))
+        offsets = np.full(self._capacity + 1, len(slots))
         offsets[: len(sizes)] = np.cumsum(sizes) - sizes
         species = np.repeat(np.arange(shape[0]), shape[1])
         return aev_kernel.Atoms(*map(self._index, (listed, offsets, species)))

@@ -100,11 +100,12 @@ def _listed(
         before = filled[start] - n_bytes[start]
         end = max(start + 1, int(np.searchsorted(filled, before + _CHUNK_BYTES, side="right")))
         atoms = slice(offsets[start], offsets[end])
+        positions = np.array(structures.positions[atoms])  # torch wants what it may write to, and a set on disk is not
         rows = torch.arange(offsets[end] - offsets[start])
         listed = aev_kernel.Atoms(
             rows, torch.from_numpy(offsets[start : end + 1] - offsets[start]), torch.from_numpy(species[atoms])
         )
-        yield start, listed, torch.from_numpy(structures.positions[atoms])
+        yield start, listed, torch.from_numpy(positions)
         start = end
 
 

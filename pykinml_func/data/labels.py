@@ -5,21 +5,68 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, cast
+
 import numpy as np
 
-from pykinml_func.config import DataConfig
+from pykinml_func.data.preparing.pages import release
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
+if TYPE_CHECKING:
+    from pykinml_func.config import DataConfig
+
+_CHUNK = 2**14
+"""Structures whose forces are looked at at a time."""
+
+
+class ForceColumns:
+    """Forces (A,L,3) of some levels, less those of another one in delta learning: computed for the atoms asked for, so
+    that forces on disk stay there.
+    """
+
+    def __init__(self, stored: np.ndarray, columns: list[int], below: int | None) -> None:
+        """stored: (A,l,3) eV/Å of all levels; columns: (L,) of them; below: the one that is subtracted."""
+        self._stored, self._columns, self._below = stored, columns, below
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(A,L,3)."""
+        return len(self._stored), len(self._columns), 3
+
+    def __len__(self) -> int:
+        """A."""
+        return len(self._stored)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """(a,L,3) of the atoms of an array or a slice; as of an array where levels and components follow."""
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        found = self._stored[rows]
+        chosen: np.ndarray = found[:, self._columns]
+        if self._below is not None:
+            chosen = chosen - found[:, [self._below]]
+        return chosen[:, *rest]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, in memory."""
+        return np.array(self[:], dtype=dtype, copy=copy)
+
 
 def training_labels(data: DataConfig, structures: Structures) -> Structures:
-    """The structures with the labels of `data.fidelities`; in delta learning, those of fidelity less low_fidelity."""
-    columns = [structures.levels.tolist().index(level) for level in data.fidelities]
-    energies, forces = structures.energies[:, columns], structures.forces[:, columns]
-    if data.baseline is not None:
-        below = structures.levels.tolist().index(data.baseline)
+    """The structures with the labels of `data.fidelities`; in delta learning, those of fidelity less low_fidelity.
+
+    Forces are not copied: they are those of the structures, or `ForceColumns`, which stand in for an array where rows
+    are taken.
+    """
+    there = structures.levels.tolist()
+    columns = [there.index(level) for level in data.fidelities]
+    below = None if data.baseline is None else there.index(data.baseline)
+    energies = structures.energies[:, columns]
+    if below is not None:
         energies = energies - structures.energies[:, [below]]
-        forces = forces - structures.forces[:, [below]]
+    if columns == list(range(len(there))) and below is None:
+        return structures._replace(levels=np.array(data.fidelities), energies=energies)
+    forces = cast("np.ndarray", ForceColumns(structures.forces, columns, below))
     return structures._replace(levels=np.array(data.fidelities), energies=energies, forces=forces)
 
 
@@ -63,6 +110,11 @@ def _incomplete(data: DataConfig, ids: np.ndarray, kept: np.ndarray, forces: boo
 
 def has_forces(structures: Structures) -> np.ndarray:
     """(M,L): whether every atom of a structure has forces at a level."""
-    there = np.isfinite(structures.forces).all(axis=2)
-    found: np.ndarray = np.logical_and.reduceat(there, structures.offsets[:-1], axis=0)
+    offsets = structures.offsets
+    found = np.zeros((structures.n_structures, structures.forces.shape[1]), dtype=bool)
+    for start in range(0, len(found), _CHUNK):
+        end = min(start + _CHUNK, len(found))
+        there = np.isfinite(structures.forces[offsets[start] : offsets[end]]).all(axis=2)
+        found[start:end] = np.logical_and.reduceat(there, offsets[start:end] - offsets[start], axis=0)
+        release(structures.forces)
     return found

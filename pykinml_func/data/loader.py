@@ -10,10 +10,27 @@ import numpy as np
 from pykinml_func.data.batching import Packer
 from pykinml_func.types import Batch
 
+_BLOCK = 4096
+"""Structures that lie side by side in a prepared set and are read at about the same time."""
 
-def epoch_order(members: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The order of `members` (k,) in an epoch; any epoch's can be had without those before it."""
-    return np.random.default_rng([seed, epoch]).permutation(members)
+_WINDOW = 32
+"""Blocks that are shuffled together: up to so many a shuffle is one of single structures."""
+
+
+def epoch_order(members: np.ndarray, seed: int, epoch: int, block: int = _BLOCK, window: int = _WINDOW) -> np.ndarray:
+    """The order of `members` (k,) in an epoch; any epoch's can be had without those before it.
+
+    Of more than `window` blocks, `window` at a time are drawn from all over the set, and their structures shuffled: so
+    batches are as random, and what is larger than memory is read a few stretches at a time, not page by page.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if len(members) <= block * window:
+        return generator.permutation(members)
+    ordered = np.sort(members)
+    blocks = np.split(ordered, range(block, len(ordered), block))
+    drawn = generator.permutation(len(blocks))
+    windows = (np.concatenate([blocks[k] for k in part]) for part in np.split(drawn, range(window, len(drawn), window)))
+    return np.concatenate([generator.permutation(each) for each in windows])
 
 
 class Loader(NamedTuple):
@@ -28,8 +45,8 @@ class Loader(NamedTuple):
         """Batches an epoch."""
         return -(-len(self.packer.members) // self.packer.batch_size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`."""
+    def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` after the first `done`."""
         members = self.packer.members
         order = members if self.shuffle_seed is None else epoch_order(members, self.shuffle_seed, number)
-        return self.packer.batches(order)
+        return self.packer.batches(order[done * self.packer.batch_size :])

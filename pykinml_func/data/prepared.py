@@ -2,7 +2,8 @@
 
 A set is a directory named by a hash of what made it: the input files' bytes, the levels and filters, the AEV settings,
 the backend and the precision. Each file is one `.npy` array; AEVs and Jacobians are added when a run first needs them.
-The directory alone is all that training needs (`pre_saved`).
+The directory alone is all that training needs (`pre_saved`). Arrays stay on disk: their pages are read when they are
+looked at, and may be dropped again, so that a set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
-from pykinml_func.data.checked_arrays import CHECKSUM, checksum_of, open_array, open_computed
-from pykinml_func.data.elements import ordered_elements, species_of
-from pykinml_func.data.featurize import check_backend, fill_aevs, fill_jacobians, jacobian_shape
+from pykinml_func.data.featurize import check_backend
+from pykinml_func.data.formats.rows import Query, some, source_label
+from pykinml_func.data.formats.sources import find_inputs, input_format
 from pykinml_func.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -32,13 +32,12 @@ from pykinml_func.data.manifest import (
     data_config_of_set,
     find_set,
     read_manifest,
-    write_manifest,
 )
-from pykinml_func.data.rows import some, source_label
-from pykinml_func.data.sources import find_inputs, input_format, read_inputs
+from pykinml_func.data.preparing.checked_arrays import open_array, open_computed
+from pykinml_func.data.preparing.computed import Features, compute
+from pykinml_func.data.preparing.making import Reading, make_set, remove_if_empty
 from pykinml_func.data.splits import read_split_files
-from pykinml_func.errors import ConfigError, DataError
-from pykinml_func.files import write_atomically
+from pykinml_func.errors import ConfigError
 from pykinml_func.types import Structures
 
 Contents = Literal["structures", "aevs", "jacobians"]
@@ -48,7 +47,14 @@ Advance = Callable[[int], None]
 """Hears how many more structures are done."""
 
 Featurizing = Callable[[str, int], Advance]
-"""Hears what ('aevs', 'jacobians') is about to be computed, and for how many structures."""
+"""Hears what is about to be read ('structures') or computed ('aevs', 'jacobians'), and how many structures that are.
+
+Of the structures to be read only those are counted beforehand whose files tell soon: it may be fewer, and 0.
+"""
+
+
+def _silent(*_: object) -> Advance:
+    return lambda _: None
 
 
 class PreparedSet(NamedTuple):
@@ -80,7 +86,7 @@ class PreparedSet(NamedTuple):
         return open_computed(self.path / "jacobians.npy")
 
 
-def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedSet:
+def open_prepared(data: DataConfig, aev: AEVConfig, precision: str, featurizing: Featurizing = _silent) -> PreparedSet:
     """The prepared set of these settings, read from the input files if there is none yet.
 
     With `data.pre_saved` the set that is there, whatever its settings and precision are, as long as none was given
@@ -90,10 +96,11 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
     if data.pre_saved:
         return _open_pre_saved(data, aev)
     check_backend(aev, data.aev_backend)
-    paths, marks = find_inputs(data.input), _read_marks(data)
+    marks = _read_marks(data)
+    formats = {path: input_format(path, data.input_type) for path in find_inputs(data.input)}
     made_by = {
         "format": FORMAT,
-        "inputs": {source_label(path): [input_format(path, data.input_type), *_digests(path)] for path in paths},
+        "inputs": {source_label(path): [form, *_digests(path)] for path, form in formats.items()},
         "levels": list(data.levels),
         "names": sorted(data.names),
         "temperature": data.temperature,
@@ -105,11 +112,9 @@ def open_prepared(data: DataConfig, aev: AEVConfig, precision: str) -> PreparedS
     path = _path(data.prepared, made_by, aev)
     reused = (path / MANIFEST).exists()
     if not reused:
-        ids = None if marks is None else list(marks)
-        structures, sources = read_inputs(
-            paths, data.levels, data.names, data.temperature, ids, input_type=data.input_type
-        )
-        _create(path, made_by, structures, sources, _with_elements(aev, structures))
+        query = Query(data.levels, data.names, data.temperature, marks)
+        reading = Reading(formats, query, data.workers, lambda number: featurizing("structures", number))
+        reused = make_set(path, made_by, aev, reading)
     return _open_set(path, read_manifest(path), data, reused)
 
 
@@ -130,14 +135,6 @@ def _path(directory: Path, made_by: dict[str, Any], aev: AEVConfig) -> Path:
 
 def _key(made_by: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _with_elements(aev: AEVConfig, structures: Structures) -> AEVConfig:
-    """`aev` with the elements of the structures, where none are given."""
-    if aev.elements:
-        return aev
-    symbols = (chemical_symbols[number] for number in np.unique(structures.numbers))
-    return aev.model_copy(update={"elements": ordered_elements(symbols)})
 
 
 def _open_pre_saved(data: DataConfig, aev: AEVConfig) -> PreparedSet:
@@ -166,7 +163,7 @@ def _open_set(path: Path, manifest: Manifest, data: DataConfig, reused: bool) ->
     if missing:
         raise corrupted(path / MANIFEST)
     arrays = {name: open_array(path / f"{name}.npy", manifest.checksums[name]) for name in Structures._fields}
-    structures = Structures(**{name: np.array(array) for name, array in arrays.items()})
+    structures = Structures(**{name: array.view(np.ndarray) for name, array in arrays.items()})
     made_by = manifest.made_by
     found = (manifest.aev, manifest.backend, str(made_by["precision"]))
     return PreparedSet(path, structures, *found, reused, manifest.sources, made_by["marks"], data)
@@ -176,66 +173,15 @@ def discard(prepared: PreparedSet) -> None:
     """Remove a set that was made for a run that is refused, if it was not there before."""
     if not prepared.reused:
         shutil.rmtree(prepared.path, ignore_errors=True)
-        if not any(prepared.path.parent.iterdir()):
-            prepared.path.parent.rmdir()
+        remove_if_empty(prepared.path.parent)
 
 
-def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = lambda *_: lambda _: None) -> None:
+def complete(prepared: PreparedSet, contents: Contents, featurizing: Featurizing = _silent) -> None:
     """Compute and write what `contents` needs and the set lacks. Raises DataError where the disk is too small."""
-    atoms, length = len(prepared.structures.numbers), prepared.aev.length
-    if contents != "structures":
-        _compute(prepared, "aevs", fill_aevs, (atoms, length), featurizing)
-    if contents == "jacobians":
-        shape = jacobian_shape(prepared.aev, prepared.structures.sizes)
-        _compute(prepared, "jacobians", fill_jacobians, shape, featurizing)
-
-
-def _compute(
-    prepared: PreparedSet, name: str, fill: Callable[..., None], shape: tuple[int, ...], featurizing: Featurizing
-) -> None:
-    target = prepared.path / f"{name}.npy"
-    if target.exists():
-        return
-    needed, free = np.dtype(prepared.precision).itemsize * int(np.prod(shape)), shutil.disk_usage(prepared.path).free
-    if needed > free:
-        raise DataError(
-            f"{target} needs {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; choose another "
-            "directory with --prepared, or take --force-path positions, which stores no Jacobians"
-        )
-    advance = featurizing(name, prepared.structures.n_structures)
-
-    def write(temporary: Path) -> None:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=prepared.precision, shape=shape)
-        fill(prepared.aev, prepared.structures, prepared.backend, out, advance)
-        out.flush()
-        checksum = str(checksum_of(out))
-        write_atomically(target.with_suffix(CHECKSUM), lambda beside: beside.write_text(checksum))
-
-    write_atomically(target, write)
-
-
-def _create(
-    path: Path, made_by: dict[str, Any], structures: Structures, sources: tuple[str, ...], aev: AEVConfig
-) -> None:
-    """Write the directory under a temporary name, then rename it; another process that was first wins."""
-    species_of(aev.elements, structures)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for name, array in structures._asdict().items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        checksums = {name: checksum_of(array) for name, array in structures._asdict().items()}
-        write_manifest(temporary, Manifest(made_by, aev, checksums, sources))
-        temporary.chmod(0o755)
-        if path.exists() and not (path / MANIFEST).exists():
-            shutil.rmtree(path)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not (path / MANIFEST).exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    needed = {"structures": (), "aevs": ("aevs",), "jacobians": ("aevs", "jacobians")}[contents]
+    for name in needed:
+        features = Features(name, prepared.aev, prepared.structures, prepared.backend, prepared.precision)
+        compute(prepared.path, features, partial(featurizing, name, prepared.structures.n_structures))
 
 
 def _digests(path: Path) -> list[str]:

@@ -13,6 +13,9 @@ from pykinml_func.files import write_atomically
 
 _LEARN, _TEST = 2, -1
 
+_LINES = 10_000
+"""Lines that are in memory at a time."""
+
 
 class Split(NamedTuple):
     """Indices of structures, in batch order."""
@@ -144,10 +147,13 @@ def _slices(permutation: np.ndarray, counts: tuple[int, int, int]) -> Split:
 
 def write_split(path: Path, split: Split, ids: np.ndarray, energies: np.ndarray) -> None:
     """Write a split in PyKinML's tvt format. ids: (M,); energies: (M,) eV, the informative third column."""
-    lines = [
-        f"{ids[m]} {mark} {float(energies[m])!r}"
-        for part, mark in ((split.train, _LEARN), (split.valid, _LEARN), (split.test, _TEST))
-        for m in part
-    ]
-    text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    parts = ((split.train, _LEARN), (split.valid, _LEARN), (split.test, _TEST))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            for part, mark in parts:
+                for index in np.split(part, range(_LINES, len(part), _LINES)):
+                    pairs = zip(ids[index].tolist(), energies[index].astype(float).tolist(), strict=True)
+                    file.writelines(f"{name} {mark} {energy!r}\n" for name, energy in pairs)
+
+    write_atomically(path, write)

@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
-from pykinml_func.data.ase_files import SOURCE
+from pykinml_func.data.formats.ase_files import SOURCE
 from pykinml_func.data.geometry import CLOSEST, closest_pair, squared_distances
 from pykinml_func.errors import DataError, ModelError
 

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference.checks import structure_label
 

@@ -35,6 +35,9 @@ from pykinml_func.report.sections import (
 from pykinml_func.training.reporter import RunResult, Setup
 
 _FEATURE_NAMES = {"aevs": "AEVs", "jacobians": "AEV Jacobians"}
+_MANY_ROWS = 100_000
+"""Structures from which reading them takes long enough to be told in a line of its own."""
+
 _LABEL_WIDTH = 12
 _REFRESH_SECONDS = 0.1
 _RECENT_EPOCHS = 20
@@ -56,6 +59,7 @@ class ConsoleReporter:
         self._epoch_seconds: list[float] = []
         self._epochs = 0
         self._fidelities: tuple[int, ...] = ()
+        self._compiled = False
 
     def __enter__(self) -> Self:
         """The reporter itself."""
@@ -68,12 +72,17 @@ class ConsoleReporter:
         self._end_bar()
 
     def featurizing(self, name: str, total: int) -> Advance:
-        """Show the progress of AEVs or Jacobians of `total` structures; returns what hears how many more are done."""
-        label = _FEATURE_NAMES.get(name, name)
-        columns = (TextColumn(f"{label} {{task.completed:.0f}}/{{task.total:.0f}} structures"), BarColumn(None))
-        bar = self._start_bar(_Bar(self.console, columns, total, transient=True))
-        if bar is None:
-            self._print(Text(f"Computing {label} of {total} structures ..."))
+        """Show the progress of reading structures, or of computing their AEVs or Jacobians; returns what hears how many
+        more are done. total: structures, as far as they can be counted beforehand.
+        """
+        label, work = _FEATURE_NAMES.get(name, "Read"), f"Reading {total}"
+        if name in _FEATURE_NAMES:
+            work = f"Computing {label} of {total}"
+        of_total = "/{task.total:.0f}" if total else ""
+        columns = (TextColumn(f"{label} {{task.completed:.0f}}{of_total} structures"), BarColumn(None))
+        bar = self._start_bar(_Bar(self.console, columns, total or None, transient=True))
+        if bar is None and (name in _FEATURE_NAMES or total >= _MANY_ROWS):
+            self._print(Text(f"{work} structures ..."))
         started, done = time.perf_counter(), 0
 
         def advance(count: int) -> None:
@@ -82,7 +91,7 @@ class ConsoleReporter:
             self._feature_seconds[name] = time.perf_counter() - started
             if bar is not None:
                 bar.move_to(done)
-                if done >= total:
+                if done >= total > 0:
                     self._end_bar()
 
         return advance
@@ -117,6 +126,7 @@ class ConsoleReporter:
         self._heading("Networks")
         self._print(networks_table(setup))
         self._epochs, self._fidelities = setup.config.training.epochs, setup.config.model.fidelities
+        self._compiled = setup.compiled
         columns = (
             TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(None),
@@ -143,7 +153,7 @@ class ConsoleReporter:
         self._heading("Errors")
         self._print(errors_table(result, self._fidelities))
         self._print(Text())
-        for label, value in result_facts(result, self._epochs, self._fidelities):
+        for label, value in result_facts(result, self._epochs, self._fidelities, self._compiled):
             self._fact(label, value)
         try:
             for path in _draw(result):
@@ -191,7 +201,7 @@ class _Bar(Progress):
     """
 
     def __init__(
-        self, console: Console, columns: Sequence[TextColumn | BarColumn], total: int, transient: bool = False
+        self, console: Console, columns: Sequence[TextColumn | BarColumn], total: int | None, transient: bool = False
     ) -> None:
         self.line = ""
         self._drawn = 0.0

@@ -13,8 +13,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from bench.machine import machine
-from pykinml_func.data.database import read_databases
-from pykinml_func.data.sources import find_inputs
+from pykinml_func.data.formats.database import read_databases
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.types import Structures
 
 ROOT = Path(__file__).parents[2]

@@ -95,16 +95,49 @@ def test_missing_forces_are_zero_and_weigh_nothing(make_structures: Structured, 
     structures = make_structures(FORMULAS, levels=(0, 1))
     atoms, n = structures.offsets[2], structures.sizes[2]
     structures.forces[atoms : atoms + n, 1] = np.nan  # C2H4O at the upper level
-    structures.forces[0, 0, 2] = np.nan  # one component of the first carbon
+    structures.forces[0, 0, 2] = np.nan  # one component of the first carbon, so that its molecule has none
     packer = packer_of(make_source(structures, CONFIG, "aevs"), 10)
     batch = packer.pack(np.arange(10))
-    there = np.isfinite(structures.forces).all(axis=2)
-    assert there.size - there.sum() == n + 1
+    there = np.ones((len(structures.forces), 2), dtype=bool)
+    there[: structures.sizes[0], 0] = there[atoms : atoms + n, 1] = False
     expected = there / (3 * np.repeat(structures.sizes, structures.sizes)[:, None])
     np.testing.assert_array_equal(packer.unpack(np.arange(10), batch.component_weights), expected)
     found = packer.unpack(np.arange(10), batch.forces)
     np.testing.assert_array_equal(found, np.where(there[..., None], structures.forces, 0))
     np.testing.assert_array_equal(batch.energy_mask, np.ones((10, 2)), "an energy does not need forces")
+
+
+@pytest.mark.parametrize("contents", ["positions", "aevs", "jacobians"])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+@pytest.mark.usefixtures("either_aevs")
+def test_the_shares_of_all_ranks_are_the_whole_batch(
+    make_structures: Structured, make_source: Sourced, contents: str, ranks: int
+):
+    """Ten structures in batches of four: the last one of two leaves some ranks without any."""
+    structures = make_structures(FORMULAS, levels=(0, 1))
+    structures.energies[3, 1] = structures.forces[: structures.sizes[0], 0] = np.nan
+    source = make_source(structures, CONFIG, contents)
+    order = np.array([9, 0, 3, 5, 1, 8, 7, 2, 6, 4])
+    whole = packer_of(source, 4)
+    packers = [
+        Packer(source, np.arange(10), 4, torch.float64, torch.device("cpu"), (rank, ranks)) for rank in range(ranks)
+    ]
+    assert {packer.batch_size for packer in packers} == {4}
+    batches = zip(whole.batches(order), *(packer.batches(order) for packer in packers), strict=True)
+    for index, (batch, *shares) in zip(whole.cut(order), batches, strict=True):
+        assert sum(share.share.item() for share in shares) == pytest.approx(batch.share.item(), rel=1e-15)
+        labels = [share.energies[: len(index[rank::ranks])] for rank, share in enumerate(shares)]
+        for rank, own in enumerate(labels):
+            np.testing.assert_array_equal(own, batch.energies[: len(index)][rank::ranks])
+        for share in shares:
+            np.testing.assert_array_equal(share.n_energies, batch.n_energies)
+            np.testing.assert_array_equal(share.n_forces, batch.n_forces)
+            assert len(share.energies) == -(-4 // ranks)
+        for counted in ("energy_mask", "component_weights"):
+            parts = torch.stack([getattr(share, counted).flatten(0, -2).sum(dim=0) for share in shares])
+            expected = getattr(batch, counted).flatten(0, -2).sum(dim=0)
+            torch.testing.assert_close(parts.sum(dim=0), expected, rtol=1e-14, atol=0)
+    assert batch.energy_mask.sum(dim=0).tolist() == [2, 2]  # the last one's
 
 
 def test_without_forces_a_batch_has_none(make_structures: Structured, make_source: Sourced):

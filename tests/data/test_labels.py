@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pykinml_func.config import DataConfig
-from pykinml_func.data.labels import complete_structures, training_labels
+from pykinml_func.data import labels as module
+from pykinml_func.data.labels import ForceColumns, complete_structures, has_forces, training_labels
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
@@ -180,3 +181,44 @@ def test_leaving_all_out_is_refused(structures: Structures, settings: Settings):
     structures.energies[:] = np.nan
     with pytest.raises(DataError, match="5 of 5 lack some"):
         kept({**settings, "skip_incomplete": True}, structures)
+
+
+@pytest.mark.parametrize("below", [None, 1])
+@pytest.mark.parametrize("columns", [[2], [0, 2], [2, 0]])
+def test_forces_of_some_levels_are_taken_when_asked_for(structures: Structures, columns: list[int], below: int | None):
+    without_forces(structures, 1, 5)
+    stored = structures.forces
+    expected = stored[:, columns] - (0 if below is None else stored[:, [below]])
+    found = ForceColumns(stored, columns, below)
+    assert (found.shape, len(found)) == (expected.shape, len(expected))
+    rows = np.array([3, 0, 3, 11])
+    for index in (rows, slice(2, 9), slice(None), (rows, 0), (slice(1, 4), slice(None), 2), rows[:0]):
+        np.testing.assert_array_equal(found[index], expected[index], strict=True)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("settings", [{"fidelity": 5}, DELTA])
+def test_labels_copy_no_forces(structures: Structures, settings: Settings):
+    forces = training_labels(DataConfig(**settings), structures).forces
+    assert isinstance(forces, ForceColumns)
+    structures.forces[0] += 1
+    expected = structures.forces[0, 2] - (structures.forces[0, 0] if "delta" in settings else 0)
+    np.testing.assert_array_equal(forces[np.array([0])][0, 0], expected)
+    whole = training_labels(DataConfig(**CHAIN), structures)
+    assert whole.forces is structures.forces, "all levels in their order are those that are there"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 2**14])
+@pytest.mark.parametrize("settings", [CHAIN, DELTA])
+def test_forces_are_looked_at_some_at_a_time(
+    structures: Structures, monkeypatch: pytest.MonkeyPatch, settings: Settings, chunk: int
+):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    without_forces(structures, 0, 0)
+    without_forces(structures, 4, 5)
+    structures.forces[structures.offsets[2] + 1, 1, 2] = np.nan
+    found = has_forces(training_labels(DataConfig(**settings), structures))
+    expected = [[0, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 0]]
+    if settings is DELTA:
+        expected = [[a * b] for a, _, b in expected]
+    np.testing.assert_array_equal(found, np.array(expected, dtype=bool))

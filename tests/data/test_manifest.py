@@ -13,7 +13,7 @@ import pytest
 
 from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.data import DataConfig
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.manifest import FORMAT
 from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
 from pykinml_func.errors import ConfigError, DataError

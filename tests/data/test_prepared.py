@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pykinml_func import aev_jacobians, aevs
 from pykinml_func.config import AEVConfig, DataConfig
 from pykinml_func.data import prepared as module
-from pykinml_func.data.database import read_databases, write_database
 from pykinml_func.data.featurize import jacobian_shape, pair_offsets
+from pykinml_func.data.formats.database import read_databases, write_database
 from pykinml_func.data.prepared import PreparedSet, complete, open_prepared
+from pykinml_func.data.preparing import making, pieces
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.types import Structures
 
@@ -43,9 +45,11 @@ def folder(tmp_path: Path, make_structures: Callable[..., Structures]) -> Path:
 def opened(folder: Path) -> Opener:
     """Opens the prepared set of the folder's databases, with some settings changed."""
 
-    def prepare(aev: AEVConfig = AEV, precision: str = "float64", **changed: Any) -> PreparedSet:
+    def prepare(
+        aev: AEVConfig = AEV, precision: str = "float64", featurizing: Any = lambda *_: lambda _: None, **changed: Any
+    ) -> PreparedSet:
         settings = {"input": (str(folder / "*.db"),), "prepared": folder / "prepared", **changed}
-        return open_prepared(DataConfig(**settings), aev, precision)
+        return open_prepared(DataConfig(**settings), aev, precision, featurizing)
 
     return prepare
 
@@ -145,6 +149,7 @@ def test_what_does_not_shape_the_data_is_no_other_set(opened: Opener):
     assert opened(split=(0.5, 0.5), fit_self_energies=False).path == first.path
     assert opened(names=()).path == first.path
     assert opened(input_type="sqlite").path == first.path
+    assert opened(workers=3).path == first.path
     assert opened(names=("a%", "name%")).path == opened(names=("name%", "a%")).path
     assert opened(aev=AEV.model_copy(update={"elements": ("C", "H", "O")})).path == first.path, "a rerun names them"
 
@@ -308,43 +313,59 @@ def test_features_that_were_damaged_are_noticed(opened: Opener, name: str, how: 
         getattr(opened(), name)
 
 
-def test_an_interrupted_computation_leaves_nothing_behind(opened: Opener):
+def test_what_is_opened_stays_on_disk(opened: Opener):
+    for prepared in (opened(), opened()):
+        for name, array in prepared.structures._asdict().items():
+            base = array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            assert isinstance(base, mmap.mmap), name
+            assert not array.flags.writeable, name
+
+
+def test_reading_is_heard_of(folder: Path, opened: Opener, make_structures: Callable[..., Structures]):
+    structures = make_structures(["CO"] * 4)
+    structures.energies[2] = np.nan
+    write_database(folder / "CO.db", structures, {1: "high"})
+    heard: list[Any] = []
+
+    def featurizing(name: str, number: int) -> Callable[[int], None]:
+        heard.append((name, number))
+        return heard.append
+
+    for _ in range(2):
+        opened(featurizing=featurizing)
+    assert heard[0] == ("structures", 12), "one without energies too; told once, since the set is reused"
+    assert sum(heard[1:]) == 12
+
+
+def test_an_interrupted_computation_is_continued(opened: Opener):
     prepared = opened()
-    before = sorted(path.name for path in prepared.path.iterdir())
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         complete(prepared, "aevs", lambda *_: interrupt)
-    assert sorted(path.name for path in prepared.path.iterdir()) == before
+    assert not (prepared.path / "aevs.npy").exists()
     assert computed(opened(), "aevs") == [("aevs", 8, 8)]
+    assert {path.suffix for path in prepared.path.iterdir()} == {".npy", ".json", ".crc32"}
 
 
-def test_an_interrupted_start_leaves_nothing_behind(folder: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_start_is_continued(folder: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             opened()
+    assert not (folder / "prepared").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "chmod", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(making, "join_pieces", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             opened()
-    assert not (folder / "prepared").exists() or not list((folder / "prepared").iterdir())
-    assert not opened().reused
-
-
-def test_another_process_may_be_first(opened: Opener, monkeypatch: pytest.MonkeyPatch):
-    read = module.read_inputs
-
-    def slowly(*arguments: Any, **named: Any) -> Any:
-        monkeypatch.setattr(module, "read_inputs", read)
-        opened()  # the other process
-        return read(*arguments, **named)
-
-    monkeypatch.setattr(module, "read_inputs", slowly)
-    prepared = opened()
-    assert [path.name for path in prepared.path.parent.iterdir()] == [prepared.path.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "write_piece", lambda *_: pytest.fail("a piece was read again"))
+        assert not opened().reused
+    assert len(list((folder / "prepared").iterdir())) == 1
 
 
 def test_a_full_disk_is_told_beforehand(opened: Opener, monkeypatch: pytest.MonkeyPatch):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from pykinml_func.data.database import write_database
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.database import write_database
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 

@@ -15,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.low_level import read_low_level

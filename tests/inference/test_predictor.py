@@ -15,8 +15,8 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from pykinml_func.config import ModelConfig
-from pykinml_func.data.database import write_database
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.database import write_database
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference import predictor as module
 from pykinml_func.inference.predictor import Prediction, Predictor, write_predictions

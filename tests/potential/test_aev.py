@@ -17,7 +17,7 @@ from torch.func import jacrev, vmap
 
 from pykinml_func import aev_jacobians
 from pykinml_func.config import AEVConfig
-from pykinml_func.data.database import read_databases
+from pykinml_func.data.formats.database import read_databases
 from pykinml_func.potential.aev import aevs
 
 VALUE_TOLERANCE = 1e-12  # of sums of up to 36 terms below 1, each good to a few 1e-16

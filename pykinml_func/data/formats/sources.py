@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,29 +14,42 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from pykinml_func.data.ani import ani_contents, is_ani, read_ani
-from pykinml_func.data.ase_files import SOURCE, SQLITE_MAGIC, ase_contents, read_ase, read_images
-from pykinml_func.data.database import database_contents, read_database
-from pykinml_func.data.hdf5 import hdf5_contents, is_hdf5, open_hdf5, pykinml_kind, read_hdf5
-from pykinml_func.data.rows import Found, Query, collect, source_label
+from pykinml_func.data.formats.ani import ani_contents, ani_count, is_ani, read_ani
+from pykinml_func.data.formats.ase_files import SOURCE, SQLITE_MAGIC, ase_contents, read_ase, read_images
+from pykinml_func.data.formats.blocks import Found, collect
+from pykinml_func.data.formats.database import database_contents
+from pykinml_func.data.formats.database_reader import read_database
+from pykinml_func.data.formats.hdf5 import hdf5_contents, hdf5_count, is_hdf5, open_hdf5, pykinml_kind, read_hdf5
+from pykinml_func.data.formats.rows import Query, source_label
+from pykinml_func.data.preparing.tally import Tally, check_levels, source_line, sum_tallies, tally
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
 
-class _Format(NamedTuple):
+def _uncounted(_path: Path, _query: Query) -> int:
+    return 0
+
+
+class Format(NamedTuple):
+    """A kind of input file."""
+
     title: str
-    read: Callable[[Path, Query], Found]
+    read: Callable[..., Iterator[Found]]
+    """(path, query) -> its structures, in blocks"""
     contents: Callable[[Path, Query], str]
+    """what a file holds, for an error message"""
+    counted: Callable[[Path, Query], int] = _uncounted
+    """how many structures a file has, where that is soon told"""
     energies: str = "energies eV"
     forces: str = "forces eV/Å"
 
 
-_FORMATS = {
-    "sqlite": _Format("PyKinML database", read_database, database_contents),
-    "aev": _Format("PyKinML HDF5 of AEVs", read_hdf5, hdf5_contents),
-    "pca": _Format("PyKinML HDF5 of projected AEVs", read_hdf5, hdf5_contents),
-    "ani": _Format("ANI HDF5", read_ani, ani_contents, "energies Hartree -> eV", "forces Hartree/Å -> eV/Å"),
-    "ase": _Format("read by ASE", read_ase, ase_contents),
+FORMATS = {
+    "sqlite": Format("PyKinML database", read_database, database_contents),
+    "aev": Format("PyKinML HDF5 of AEVs", read_hdf5, hdf5_contents, hdf5_count),
+    "pca": Format("PyKinML HDF5 of projected AEVs", read_hdf5, hdf5_contents, hdf5_count),
+    "ani": Format("ANI HDF5", read_ani, ani_contents, ani_count, "energies Hartree -> eV", "forces Hartree/Å -> eV/Å"),
+    "ase": Format("read by ASE", read_ase, ase_contents),
 }
 
 
@@ -80,8 +94,8 @@ def input_format(path: Path, input_type: str = "auto") -> str:
     found = _sniff(path)
     if input_type not in {"auto", found}:
         raise DataError(
-            f"{path} must be {input_type} ({_FORMATS[input_type].title}), as input_type says, got {found} "
-            f"({_FORMATS[found].title}); leave input_type at auto, which goes by each file's content"
+            f"{path} must be {input_type} ({FORMATS[input_type].title}), as input_type says, got {found} "
+            f"({FORMATS[found].title}); leave input_type at auto, which goes by each file's content"
         )
     return found
 
@@ -129,44 +143,34 @@ def read_inputs(
     *,
     input_type: str = "auto",
 ) -> tuple[Structures, tuple[str, ...]]:
-    """Structures that have an energy at one of `levels`, in the order of files, and a line on each file.
+    """Structures that have an energy at one of `levels`, in the order of files, and a line on each file; in memory.
 
     levels: labels of a file that names no level belong to the last of them; names: SQL LIKE patterns, of which one
     must match; temperature: K; ids: 'LABEL/row', each of which must be there. Nothing is ever unpickled. Raises
     DataError for a file, a row or an id that cannot be used, and for a level at which no structure has an energy.
     """
     query = Query(levels, names, temperature, None if ids is None else set(ids))
-    formats = {path: _FORMATS[input_format(path, input_type)] for path in paths}
-    found = {path: form.read(path, query) for path, form in formats.items()}
-    rows = [row for one in found.values() for row in one.rows]
-
-    def holds(path: Path) -> str:
-        return formats[path].contents(path, query)
-
-    structures = collect(rows, query, paths, holds)
-    _check_levels(structures, paths, holds)
-    return structures, tuple(_line(path, formats[path], one) for path, one in found.items())
+    formats = {path: input_format(path, input_type) for path in paths}
+    found = {path: list(FORMATS[form].read(path, query)) for path, form in formats.items()}
+    holds = contents(formats, query)
+    structures = collect(chain.from_iterable(found.values()), query, paths, holds)
+    tallies = {path: sum_tallies(tally(one) for one in blocks) for path, blocks in found.items()}
+    check_levels(sorted(set(levels)), tallies.values(), holds, paths)
+    return structures, source_lines(formats, tallies)
 
 
-def _check_levels(structures: Structures, paths: Sequence[Path], holds: Callable[[Path], str]) -> None:
-    """Raises DataError for a level at which no structure has an energy. holds: what a file has, for the message."""
-    empty = np.isnan(structures.energies).all(axis=0)
-    if empty.any():
-        absent, there = (", ".join(map(str, structures.levels[chosen])) for chosen in (empty, ~empty))
-        raise DataError(
-            f"every level of fidelity and low_fidelity must have energies, got none at level {absent} and some at "
-            f"{there}; the files hold {'; '.join(map(holds, paths))}"
-        )
+def source_lines(formats: Mapping[Path, str], tallies: Mapping[Path, Tally]) -> tuple[str, ...]:
+    """A line on each file."""
+    lines = []
+    for path, found in tallies.items():
+        form = FORMATS[formats[path]]
+        lines.append(source_line(path, form.title, (form.energies, form.forces), found))
+    return tuple(lines)
 
 
-def _line(path: Path, form: _Format, found: Found) -> str:
-    """What a file is and gave: 'ani.h5: ANI HDF5, 120 structures, energies Hartree -> eV, no forces'."""
-    n_forces = sum(any(forces is not None for _, forces in row.labels.values()) for row in found.rows)
-    forces = form.forces if n_forces else "no forces"
-    some = f" ({n_forces} have them)" if 0 < n_forces < len(found.rows) else ""
-    left_out = f", {found.n_unlabelled} without energies left out" if found.n_unlabelled else ""
-    note = f", {found.note}" if found.note else ""
-    return f"{path.name}: {form.title}, {len(found.rows)} structures, {form.energies}, {forces}{some}{left_out}{note}"
+def contents(formats: Mapping[Path, str], query: Query) -> Callable[[Path], str]:
+    """What says of each of these files what it holds, for an error message."""
+    return lambda path: FORMATS[formats[path]].contents(path, query)
 
 
 def read_structures(paths: Iterable[str | Path], level: int | None = None) -> list[Atoms]:
@@ -186,10 +190,10 @@ def _read_atoms(path: Path, level: int | None) -> list[Atoms]:
         return _as_atoms(path, read_inputs([path], [level])[0])
     form = input_format(path) if path.is_file() else "ase"
     if form == "ase":
-        return read_images(path)
-    query, reader = Query(labels=False), _FORMATS[form]
-    rows = reader.read(path, query).rows
-    return _as_atoms(path, collect(rows, query, [path], lambda path: reader.contents(path, query)))
+        return list(read_images(path))
+    query, reader = Query(labels=False), FORMATS[form]
+    found = reader.read(path, query)
+    return _as_atoms(path, collect(found, query, [path], lambda path: reader.contents(path, query)))
 
 
 def _as_atoms(path: Path, structures: Structures) -> list[Atoms]:

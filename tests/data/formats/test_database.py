@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykinml_func.data.database import formula_symbols, read_databases, write_database
-from pykinml_func.data.sources import find_inputs
+from pykinml_func.data.formats.database import formula_symbols, read_databases, write_database
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 

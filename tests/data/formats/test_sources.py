@@ -13,8 +13,8 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.sources import find_inputs, input_format, read_inputs, read_structures
+from pykinml_func.data.formats.database import read_databases, write_database
+from pykinml_func.data.formats.sources import find_inputs, input_format, read_inputs, read_structures
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 

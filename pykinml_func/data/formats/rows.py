@@ -1,12 +1,12 @@
-"""What the readers of all formats share: structures one by one, which of them are wanted, and what they must be.
+"""One structure of a file: which are wanted, and what they must be.
 
-# M structures, A atoms in all of them, L fidelity levels, n atoms of one structure
+# n atoms of one structure
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from pykinml_func.data.geometry import CLOSEST, closest_pair
 from pykinml_func.errors import DataError
-from pykinml_func.types import Structures
 
 Label = tuple[float, np.ndarray | None]
 """Energy (eV), and forces (n,3) eV/Å where there are any."""
@@ -58,31 +57,9 @@ class Query(NamedTuple):
         )
 
 
-class Found(NamedTuple):
-    """What a file gave."""
-
-    rows: list[Row]
-    n_unlabelled: int
-    """structures left out for want of an energy"""
-    note: str = ""
-
-
 def source_label(path: Path) -> str:
     """What structure ids begin with: 'C5H5' for C5H5.db. Without blanks, which end an id in split files."""
     return "_".join(path.stem.split())
-
-
-def select(rows: Iterable[tuple[str, Row]], query: Query, note: str = "") -> Found:
-    """The rows that the query asks for, checked. rows: each with what errors call it."""
-    found, n_unlabelled = [], 0
-    for where, row in rows:
-        if not query.admits(row):
-            continue
-        if query.labels and not row.labels:
-            n_unlabelled += 1
-            continue
-        found.append(checked(row, where))
-    return Found(found, n_unlabelled, note)
 
 
 def checked(row: Row, where: str, fields: Sequence[str] = ("positions", "energy", "forces"), why: str = "") -> Row:
@@ -153,52 +130,6 @@ def checked_numbers(numbers: np.ndarray, where: str) -> np.ndarray:
     if wrong.size:
         raise DataError(f"{where} must have atomic numbers of 1 or more, got {wrong[0]}; correct it")
     return numbers
-
-
-def collect(rows: Sequence[Row], query: Query, paths: Sequence[Path], holds: Callable[[Path], str]) -> Structures:
-    """The rows as one; raises DataError where wanted ids are absent, or there is no row.
-
-    holds: what a file has, for the message.
-    """
-    wanted = set(query.ids or ())
-    absent = sorted(wanted - {row.id for row in rows})
-    if absent:
-        raise DataError(
-            f"{len(absent)} of {len(wanted)} structures are not in the input with these filters: {some(absent)}; add "
-            "their files to input, or drop their lines from the split files"
-        )
-    if not rows:
-        kelvin = "any" if query.temperature is None else f"{query.temperature:g}"
-        raise DataError(
-            f"no structure of {', '.join(map(str, paths))} passes the filters (fidelity "
-            f"{some(query.levels or ['any'])}, names {some(query.names or ['any'])}, temperature {kelvin}); "
-            f"the files hold {'; '.join(map(holds, paths))}"
-        )
-    return _gather(rows, query.levels if query.labels else ())
-
-
-def _gather(rows: Sequence[Row], wanted: Sequence[int] | None) -> Structures:
-    levels = sorted({level for row in rows for level in row.labels} if wanted is None else set(wanted))
-    sizes = [len(row.numbers) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    energies = np.full((len(rows), len(levels)), np.nan)
-    forces = np.full((offsets[-1], len(levels), 3), np.nan)
-    for m, row in enumerate(rows):
-        for level, (value, force) in row.labels.items():
-            energies[m, levels.index(level)] = value
-            if force is not None:
-                forces[offsets[m] : offsets[m + 1], levels.index(level)] = force
-    return Structures(
-        np.concatenate([row.numbers for row in rows]),
-        np.concatenate([row.positions for row in rows]),
-        offsets,
-        np.array(levels, dtype=int),
-        energies,
-        forces,
-        np.array([row.id for row in rows]),
-        np.array([row.name for row in rows]),
-        np.array([row.temperature for row in rows]),
-    )
 
 
 def some(items: Sequence[object], most: int = 5) -> str:

@@ -13,8 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pykinml_func.data.database import read_databases, write_database
-from pykinml_func.data.sources import read_inputs
+from pykinml_func.data.formats import hdf5
+from pykinml_func.data.formats.database import read_databases, write_database
+from pykinml_func.data.formats.hdf5 import hdf5_count
+from pykinml_func.data.formats.rows import Query
+from pykinml_func.data.formats.sources import read_inputs
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
@@ -143,6 +146,25 @@ def test_older_files_have_forces_in_ff_alone(database: Path, write: Write):
     found, _ = read_inputs([database / "aevs.h5"], [1])
     assert_same(found, by_pykinml_order(database, data), "names")
     assert set(found.names) == {""}
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("pattern", ["*.db", "CH3OH.db"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_files_are_read_in_parts(
+    database: Path, write: Write, monkeypatch: pytest.MonkeyPatch, pattern: str, most: int, alone: bool
+):
+    write(database / pattern, database / "aevs.h5")
+    if alone:
+        with h5py.File(database / "aevs.h5", "a") as file:
+            del file["Base_Group/met_f"]
+    whole, lines = read_inputs([database / "aevs.h5"], [1])
+    monkeypatch.setattr(hdf5, "BLOCK_ROWS", most)
+    found, again = read_inputs([database / "aevs.h5"], [1])
+    assert again == lines and "no forces" not in lines[0]
+    assert hdf5_count(database / "aevs.h5", Query()) == whole.n_structures
+    assert_same(found, whole)
+    assert found.ids.tolist() == whole.ids.tolist()
 
 
 def test_pca_files_hold_geometries_and_energies(database: Path, write: Write):

@@ -9,8 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pykinml_func.data.sources import input_format, read_inputs
+from pykinml_func.data.formats import ani as module_of_ani
+from pykinml_func.data.formats import blocks
+from pykinml_func.data.formats.ani import ani_count
+from pykinml_func.data.formats.rows import Query
+from pykinml_func.data.formats.sources import input_format, read_inputs
 from pykinml_func.errors import DataError
+from pykinml_func.types import Structures
 
 HARTREE = 27.211386024367243
 """eV; CODATA 2014, as ASE has it"""
@@ -85,6 +90,20 @@ def test_further_levels_have_their_own_datasets(ani: Path):
     assert np.isnan(found.forces[2:4, 0]).all(), "forces without an energy are no label"
     low, _ = read_inputs([ani], [0])
     assert low.ids.tolist() == ["ani/4", "ani/6"], "a level that has datasets of its name has no others"
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_groups_are_read_in_parts(ani: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    with h5py.File(ani, "a") as file:
+        file["gdb/s02/b/energies_0"] = [-10.0, np.nan, -12.0]
+    whole, lines = read_inputs([ani], [0, 1])
+    for module in (module_of_ani, blocks):
+        monkeypatch.setattr(module, "BLOCK_ROWS", most)
+    found, again = read_inputs([ani], [0, 1])
+    assert again == lines
+    assert ani_count(ani, Query()) == 6
+    for name, a, b in zip(Structures._fields, found, whole, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def test_names_and_ids_filter(ani: Path):

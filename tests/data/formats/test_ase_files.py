@@ -13,8 +13,10 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from pykinml_func.data.sources import input_format, read_inputs
+from pykinml_func.data.formats import ase_files, blocks
+from pykinml_func.data.formats.sources import input_format, read_inputs
 from pykinml_func.errors import DataError
+from pykinml_func.types import Structures
 
 
 def labelled(formula: str, energy: float, **info: Any) -> Atoms:
@@ -75,6 +77,40 @@ def test_databases_of_ase_have_labels_in_pairs_and_data(tmp_path: Path, images: 
     np.testing.assert_array_equal(found.temperatures, [300, np.nan, np.nan])
     np.testing.assert_array_equal(found.energies, [[np.nan, -1.5], [-20, -2.5], [-10, np.nan]])
     np.testing.assert_array_equal(found.forces[3:8, 0], np.ones((5, 3)))
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+@pytest.mark.parametrize("name", ["set.extxyz", "set.traj", "set.db"])
+def test_long_files_are_read_as_short_ones(
+    tmp_path: Path, images: list[Atoms], monkeypatch: pytest.MonkeyPatch, name: str, few: int
+):
+    path = tmp_path / name
+    if name == "set.db":
+        images[1].info["name"] = "b"
+        write_database(path, images)
+    else:
+        ase.io.write(path, images)
+    expected = [read_inputs([path], levels) for levels in ([0], [1], [0, 1])]
+    monkeypatch.setattr(ase_files, "_FEW", few)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 1)
+    for levels, (whole, lines) in zip(([0], [1], [0, 1]), expected, strict=True):
+        found, again = read_inputs([path], levels)
+        assert again == lines
+        for field, a, b in zip(Structures._fields, found, whole, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=field)
+
+
+def test_a_long_text_is_gone_through_once_as_structures(
+    tmp_path: Path, images: list[Atoms], monkeypatch: pytest.MonkeyPatch
+):
+    ase.io.write(tmp_path / "set.extxyz", images)
+    monkeypatch.setattr(ase_files, "_FEW", 1)
+    iread, reads = ase.io.iread, []
+    monkeypatch.setattr(ase.io, "iread", lambda path, **named: reads.append(path) or iread(path, **named))
+    assert read_inputs([tmp_path / "set.extxyz"], [1])[0].n_structures == 2
+    assert len(reads) == 1, "energy_1 is nowhere in it"
+    read_inputs([tmp_path / "set.extxyz"], [0])
+    assert len(reads) == 3
 
 
 def test_structures_without_energies_are_left_out_and_counted(tmp_path: Path, images: list[Atoms]):

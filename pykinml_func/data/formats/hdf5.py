@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pykinml_func.data.rows import Found, Query, Row, found_labels, numbers_of, select, source_label
+from pykinml_func.data.formats.blocks import BLOCK_ROWS, Found, select
+from pykinml_func.data.formats.rows import Query, Row, found_labels, numbers_of, source_label
 from pykinml_func.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,11 +63,17 @@ def pykinml_kind(file: h5py.File) -> str | None:
     return "pca" if "PCA" in file else "aev"
 
 
-def read_hdf5(path: Path, query: Query) -> Found:
-    """The structures of one file; their labels belong to the query's main level. Raises DataError."""
+def read_hdf5(path: Path, query: Query) -> Iterator[Found]:
+    """The structures of one file, in blocks; their labels belong to the query's main level. Raises DataError."""
     with open_hdf5(path) as file:
         group = _group(file, path)
-        return select(list(_rows(group, path, query.main)), query, _note(group))
+        yield from select(_rows(group, path, query.main), query, _note(group))
+
+
+def hdf5_count(path: Path, _: Query) -> int:
+    """How many structures a file says it has."""
+    with open_hdf5(path) as file:
+        return len(_group(file, path)["yy"])
 
 
 def hdf5_contents(path: Path, query: Query) -> str:
@@ -87,59 +94,79 @@ def _group(file: h5py.File, path: Path) -> h5py.Group:
 
 
 def _rows(group: h5py.Group, path: Path, level: int | None) -> Iterator[tuple[str, Row]]:
-    symbols, names, forces = _symbols(group), _names(group), _forces(group)
-    starts, ends, positions, energies = (group[name][()] for name in ("xip", "xfp", "xp", "yy"))
-    number = group.attrs.get("ndat", len(symbols))
-    if not len(symbols) == len(starts) == len(ends) == len(energies) == number:
+    counts = [len(group[name]) for name in ("symbols", "xip", "xfp", "yy")]
+    number = group.attrs.get("ndat", counts[0])
+    if set(counts) != {number}:
         raise DataError(
-            f"{path} must hold as many of each of symbols, xip, xfp and yy as its ndat, {number}, got {len(symbols)}, "
-            f"{len(starts)}, {len(ends)} and {len(energies)}; write it again"
+            f"{path} must hold as many of each of symbols, xip, xfp and yy as its ndat, {number}, got {counts[0]}, "
+            f"{counts[1]}, {counts[2]} and {counts[3]}; write it again"
         )
-    for m, (atoms, start, end) in enumerate(zip(symbols, starts, ends, strict=True)):
-        where = f"{path}, structure {m + 1}"
-        label = float(energies[m].item()), None if forces is None else forces[m].reshape(-1, 3)
-        row = Row(
-            f"{source_label(path)}/{m + 1}",
-            numbers_of(atoms, where),
-            positions[start:end],
-            "" if names is None else names[m],
-            np.nan,
-            {} if level is None else found_labels({level: label}),
-        )
-        yield where, row
+    read_ff = _has_ff(group)
+    for part in _parts(counts[0]):
+        starts, ends, energies = (group[name][part] for name in ("xip", "xfp", "yy"))
+        lowest = max(0, int(starts.min()))
+        positions = group["xp"][lowest : max(lowest, int(ends.max()))]
+        each = zip(_symbols(group, part), energies, _names(group, part), _forces(group, part, read_ff), strict=True)
+        for k, (atoms, energy, name, forces) in enumerate(each):
+            m = part.start + k + 1
+            where = f"{path}, structure {m}"
+            row = Row(
+                f"{source_label(path)}/{m}",
+                numbers_of(atoms, where),
+                positions[starts[k] - lowest : ends[k] - lowest],
+                name,
+                np.nan,
+                {} if level is None else found_labels({level: (float(energy.item()), forces)}),
+            )
+            yield where, row
 
 
-def _symbols(group: h5py.Group) -> list[list[str]]:
+def _parts(number: int) -> Iterator[slice]:
+    """The structures, so many at a time."""
+    return (slice(first, min(first + BLOCK_ROWS, number)) for first in range(0, number, BLOCK_ROWS))
+
+
+def _symbols(group: h5py.Group, part: slice) -> list[list[str]]:
     """Symbols of each structure: padded with blanks, or, of old h5py, the text of a list."""
-    found = group["symbols"].asstr()[()]
+    found = group["symbols"].asstr()[part]
     if found.ndim == 1:
         return [re.findall(r"[^\W\d_]+", text) for text in found]
     return [[symbol for symbol in row if symbol] for row in found]
 
 
-def _names(group: h5py.Group) -> Sequence[str] | None:
+def _names(group: h5py.Group, part: slice) -> list[str]:
     """Names of the structures: the first column of `met_s`, the second of `meta`, an older form of it."""
     for name, column in (("met_s", 0), ("meta", 1)):
         if name in group:
-            return ["" if text == "None" else text for text in group[name].asstr()[:, column]]
-    return None
+            return ["" if text == "None" else text for text in group[name].asstr()[part, column]]
+    return [""] * (part.stop - part.start)
 
 
-def _forces(group: h5py.Group) -> Sequence[np.ndarray] | None:
-    """Flat forces (3n) of each structure.
+def _forces(group: h5py.Group, part: slice, read_ff: bool) -> Sequence[np.ndarray | None]:
+    """Forces (n,3) of each structure; read_ff: what `_has_ff` says."""
+    if not read_ff and "met_f" not in group:
+        return [None] * (part.stop - part.start)
+    rows = group["met_f"][part] if "met_f" in group else group["ff"][part].reshape(-1)
+    return [np.asarray(row).reshape(-1, 3) for row in rows]
 
-    `met_f` is what the source held. PyKinML writes an `ff` without forces too: of whatever was in memory, one row for
-    all structures, so that an `ff` of one structure may be either.
+
+def _has_ff(group: h5py.Group) -> bool:
+    """Whether `ff` holds the forces of every structure, where `met_f`, which is what the source held, is not there.
+
+    PyKinML writes an `ff` without forces too: of whatever was in memory, one row for all structures, so that an `ff` of
+    one structure may be either.
     """
-    if "met_f" in group:
-        return group["met_f"][()]
-    if "ff" not in group:
-        return None
-    rows = [np.asarray(row) for row in group["ff"][()].reshape(-1)]
-    sizes: Any = group["xfp"][()] - group["xip"][()]
-    whole = len(rows) == len(sizes) and all(len(row) == 3 * size for row, size in zip(rows, sizes, strict=True))
-    alike = all(np.array_equal(row, rows[0]) for row in rows)
-    return rows if whole and not alike else None
+    number = len(group["xip"])
+    if "met_f" in group or "ff" not in group or group["ff"].size != number or len(group["ff"]) != number:
+        return False
+    alike, first = True, group["ff"][:1].reshape(-1)[0]
+    for part in _parts(number):
+        sizes: Any = group["xfp"][part] - group["xip"][part]
+        rows = [np.asarray(row) for row in group["ff"][part].reshape(-1)]
+        if not all(len(row) == 3 * size for row, size in zip(rows, sizes, strict=True)):
+            return False
+        alike = alike and all(np.array_equal(row, first) for row in rows)
+    return not alike
 
 
 def _note(group: h5py.Group) -> str:

@@ -14,18 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.units import Hartree
 
-from pykinml_func.data.hdf5 import open_hdf5
-from pykinml_func.data.rows import (
-    Found,
-    Query,
-    Row,
-    checked_numbers,
-    found_labels,
-    numbers_of,
-    select,
-    some,
-    source_label,
-)
+from pykinml_func.data.formats.blocks import BLOCK_ROWS, Found, select
+from pykinml_func.data.formats.hdf5 import open_hdf5
+from pykinml_func.data.formats.rows import Query, Row, checked_numbers, found_labels, numbers_of, some, source_label
 from pykinml_func.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,10 +32,16 @@ def is_ani(file: h5py.File) -> bool:
     return bool(_groups(file))
 
 
-def read_ani(path: Path, query: Query) -> Found:
-    """The structures of one file, in eV and eV/Å; ids count through all of its groups. Raises DataError."""
+def read_ani(path: Path, query: Query) -> Iterator[Found]:
+    """The structures of one file, in blocks, in eV and eV/Å; ids count through all of its groups. Raises DataError."""
     with open_hdf5(path) as file:
-        return select(_rows(_groups(file), path, query), query)
+        yield from select(_rows(_groups(file), path, query), query)
+
+
+def ani_count(path: Path, _: Query) -> int:
+    """How many structures a file has."""
+    with open_hdf5(path) as file:
+        return sum(len(group["coordinates"]) for group in _groups(file) if group["coordinates"].ndim)
 
 
 def ani_contents(path: Path, query: Query) -> str:
@@ -74,29 +71,35 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
 
 
 def _rows(groups: list[h5py.Group], path: Path, query: Query) -> Iterator[tuple[str, Row]]:
-    number = 0
+    before = 0
     sources = {level: _sources(groups, level, query.main) for level in query.levels or ()} if query.labels else {}
     for group in groups:
-        name = group.name.strip("/")
-        coordinates = np.asarray(group["coordinates"][()])
-        if coordinates.ndim != 3:
-            raise DataError(
-                f"{path}, {group.name}: coordinates must be of shape (structures, atoms, 3), got {coordinates.shape}"
-            )
-        m = len(coordinates)
+        number, name = _length(group, path), group.name.strip("/")
         species = _numbers(group, f"{path}, {group.name}")
-        species = np.broadcast_to(species, (m, species.shape[-1])) if species.ndim == 1 else species
-        labels = {
-            level: (_values(group, keys[0], m, path), _values(group, keys[1], m, path))
-            for level, keys in sources.items()
-        }
-        if len(species) != m:
+        if species.ndim > 1 and len(species) != number:
             raise DataError(f"{path}, {group.name}: species must be one list, or one a structure, got {len(species)}")
-        for k in range(m):
-            number += 1
-            found = found_labels({level: (energies[k], forces[k]) for level, (energies, forces) in labels.items()})
-            row = Row(f"{source_label(path)}/{number}", species[k], coordinates[k], name, np.nan, found)
-            yield f"{path}, {name} structure {k + 1}", row
+        species = np.broadcast_to(species, (number, species.shape[-1]))
+        for start in range(0, number, BLOCK_ROWS):
+            part = slice(start, min(start + BLOCK_ROWS, number))
+            coordinates = np.asarray(group["coordinates"][part])
+            labels = {
+                level: (_values(group, energies, part, path), _values(group, forces, part, path))
+                for level, (energies, forces) in sources.items()
+            }
+            for k in range(part.stop - start):
+                found = found_labels({level: (energies[k], forces[k]) for level, (energies, forces) in labels.items()})
+                m = start + k
+                row = Row(f"{source_label(path)}/{before + m + 1}", species[m], coordinates[k], name, np.nan, found)
+                yield f"{path}, {name} structure {m + 1}", row
+        before += number
+
+
+def _length(group: h5py.Group, path: Path) -> int:
+    """M."""
+    shape: tuple[int, ...] = group["coordinates"].shape
+    if len(shape) != 3:
+        raise DataError(f"{path}, {group.name}: coordinates must be of shape (structures, atoms, 3), got {shape}")
+    return shape[0]
 
 
 def _sources(groups: list[h5py.Group], level: int, main: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -106,19 +109,20 @@ def _sources(groups: list[h5py.Group], level: int, main: int | None) -> tuple[tu
     return (_ENERGIES, _FORCES) if plain else named
 
 
-def _values(group: h5py.Group, keys: tuple[str, ...], m: int, path: Path) -> Any:
-    """The dataset of the first key that there is, in eV and Å; `m` times None where there is none."""
+def _values(group: h5py.Group, keys: tuple[str, ...], part: slice, path: Path) -> Any:
+    """A part of the dataset of the first key that there is, in eV and Å; as many times None where there is none."""
     key = next((key for key in keys if key in group), None)
     if key is None:
-        return [None] * m
-    values = np.asarray(group[key][()])
-    if len(np.atleast_1d(values)) != m or values.dtype.kind not in "fiu":
+        return [None] * (part.stop - part.start)
+    dataset, number = group[key], len(group["coordinates"])
+    if dataset.dtype.kind not in "fiu" or (dataset.shape or (1,))[0] != number:
         raise DataError(
-            f"{path}, {group.name}: {key} must be {m} numbers or arrays, as coordinates are, got {values.dtype} of "
-            f"shape {values.shape}"
+            f"{path}, {group.name}: {key} must be {number} numbers or arrays, as coordinates are, got {dataset.dtype} "
+            f"of shape {dataset.shape}"
         )
+    values = np.asarray(dataset[part] if dataset.shape else [dataset[()]])
     if key.startswith("energ"):
-        values = values.reshape(m, -1)
+        values = values.reshape(len(values), -1)
         if values.shape[1] != 1:
             raise DataError(f"{path}, {group.name}: {key} must be one number a structure, got {values.shape[1]}")
         values = values[:, 0]

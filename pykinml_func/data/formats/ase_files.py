@@ -6,19 +6,25 @@ and so on, in `Atoms.info` and `Atoms.arrays`, or a database's key-value pairs a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 
-from pykinml_func.data.rows import Found, Query, Row, checked_numbers, found_labels, select, some, source_label
+from pykinml_func.data.formats.blocks import Found, select
+from pykinml_func.data.formats.rows import Query, Row, checked_numbers, found_labels, some, source_label
 from pykinml_func.errors import DataError
 
 SOURCE = "pykinml_source"
 """The key of `Atoms.info` that remembers where a structure was read."""
 
 SQLITE_MAGIC = b"SQLite format 3\0"
+
+_FEW = 1000
+"""Structures of a file that are kept in memory."""
 
 
 class _Frame(NamedTuple):
@@ -28,50 +34,75 @@ class _Frame(NamedTuple):
     """what is said of it, a calculator's results aside"""
 
 
-def read_ase(path: Path, query: Query) -> Found:
-    """The molecules of one file. Raises DataError for a file that ASE cannot read, or that has periodic structures."""
+def read_ase(path: Path, query: Query) -> Iterator[Found]:
+    """The molecules of one file, in blocks. Raises DataError for a file that ASE cannot read, or that has periodic
+    structures.
+
+    Whether a calculator's energy is the main level's shows when no structure names that level: a long file is gone
+    through for that first, as text where it can be.
+    """
     frames = _frames(path)
-    sources = {level: _sources(frames, level, query.main) for level in query.levels or ()} if query.labels else {}
-    return select((_row(path, frame, sources) for frame in frames), query)
+    first = list(islice(frames, _FEW))
+    names = {level: (f"energy_{level}", f"forces_{level}", False) for level in query.levels or ()}
+    sources = names if query.labels else {}
+    if query.labels and query.main is not None:
+        named = names[query.main][0]
+        found = any(named in frame.values for frame in first)
+        if not found and len(first) == _FEW and _may_hold(path, named):
+            found = any(named in frame.values for frame in frames)
+            frames = islice(_frames(path), _FEW, None)
+        sources |= {} if found else {query.main: ("energy", "forces", True)}
+    yield from select((_row(path, frame, sources) for frame in chain(first, frames)), query)
+
+
+def _may_hold(path: Path, word: str) -> bool:
+    """Whether a key can be in a file; False where it is text without it."""
+    if path.suffix not in {".xyz", ".extxyz"}:
+        return True
+    with path.open("rb") as file:
+        return any(word.encode() in line for line in file)
 
 
 def ase_contents(path: Path, query: Query) -> str:
     """What a file holds, for an error message."""
-    frames = _frames(path)
-    keys = sorted({key for frame in frames for key in (*frame.values, *_results(frame.atoms))} - {SOURCE})
+    keys, number = {SOURCE}, 0
+    for number, frame in enumerate(_frames(path), start=1):  # noqa: B007 (the last is their number)
+        keys.update(frame.values, _results(frame.atoms))
     expected = [f"energy_{level}" for level in query.levels or ()] + ["a calculator's energy"]
     return (
-        f"{path.name}: {len(frames)} structures with {some(keys, 20) or 'nothing beside their atoms'}; their energies "
-        f"are looked for in {' or '.join(expected)}"
+        f"{path.name}: {number} structures with {some(sorted(keys - {SOURCE}), 20) or 'nothing beside their atoms'}; "
+        f"their energies are looked for in {' or '.join(expected)}"
     )
 
 
-def read_images(path: Path) -> list[Atoms]:
+def read_images(path: Path) -> Iterator[Atoms]:
     """Every structure as ASE reads it, with its place in `Atoms.info`. Raises DataError."""
     import ase.io  # loads parts of SciPy too, in half a second, which a run from databases need not wait for
 
+    index = -1
     try:
-        images = list(ase.io.iread(path, index=":", do_not_split_by_at_sign=True))
+        for index, atoms in enumerate(ase.io.iread(path, index=":", do_not_split_by_at_sign=True)):
+            atoms.info[SOURCE] = f"{path}@{index}"
+            yield atoms
     except Exception as error:  # ASE's readers raise whatever their parsing meets
         raise _unreadable(path, error) from error
-    if not images:
+    if index < 0:
         raise DataError(f"{path} must hold at least one structure, got none")
-    for index, atoms in enumerate(images):
-        atoms.info[SOURCE] = f"{path}@{index}"
-    return images
 
 
-def _frames(path: Path) -> list[_Frame]:
+def _frames(path: Path) -> Iterator[_Frame]:
     with path.open("rb") as file:
         sqlite = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
     if not sqlite and path.suffix != ".json":
-        images = read_images(path)
-        return [_Frame(k, atoms, {**atoms.arrays, **atoms.info}) for k, atoms in enumerate(images, start=1)]
+        for k, atoms in enumerate(read_images(path), start=1):
+            yield _Frame(k, atoms, {**atoms.arrays, **atoms.info})
+        return
     import ase.db  # loads ase.io
 
     try:
         database = ase.db.connect(path, type="db" if sqlite else "json", serial=True)
-        return [_Frame(row.id, row.toatoms(), {**row.data, **row.key_value_pairs}) for row in database.select()]
+        for row in database.select():
+            yield _Frame(row.id, row.toatoms(), {**row.data, **row.key_value_pairs})
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
 
@@ -111,11 +142,3 @@ def _row(path: Path, frame: _Frame, sources: dict[int, tuple[str, str, bool]]) -
 
 def _results(atoms: Atoms) -> dict[str, Any]:
     return {} if atoms.calc is None else atoms.calc.results
-
-
-def _sources(frames: list[_Frame], level: int, main: int | None) -> tuple[str, str, bool]:
-    """The keys of a level's energy and forces, and whether a calculator's: the main level's are, if none names it."""
-    energy, forces = f"energy_{level}", f"forces_{level}"
-    if level == main and not any(energy in frame.values for frame in frames):
-        return "energy", "forces", True
-    return energy, forces, False

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pykinml_func.data.rows import Query, Row, checked, collect, found_labels, numbers_of, select, source_label
+from pykinml_func.data.formats.rows import Query, Row, checked, found_labels, numbers_of, source_label
 from pykinml_func.errors import DataError
 
 POSITIONS = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]])
@@ -31,22 +31,6 @@ def test_names_match_as_in_sql(pattern: str, name: str):
     with closing(sqlite3.connect(":memory:")) as connection:
         (expected,) = connection.execute("SELECT ? LIKE ?", (name, pattern)).fetchone()
     assert Query(names=[pattern]).admits(row(name=name)) == bool(expected)
-
-
-def test_filters_and_labels_select():
-    rows = [("first", row(1)), ("second", row(2, temperature=np.nan)), ("third", row(3, labels={}))]
-    found = select(rows, Query([1], temperature=300.0))
-    assert [one.id for one in found.rows] == ["CO/1"]
-    assert found.n_unlabelled == 1
-    assert [one.id for one in select(rows, Query(ids={"CO/2", "CO/3"}, labels=False)).rows] == ["CO/2", "CO/3"]
-
-
-def test_what_is_filtered_out_may_be_broken():
-    broken = row(2, positions=np.zeros((2, 3)), name="broken")
-    rows = [("a row", row()), ("another", broken)]
-    assert len(select(rows, Query([1], names=["name"])).rows) == 1
-    with pytest.raises(DataError, match="another, positions must have its atoms at least"):
-        select(rows, Query([1]))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +72,6 @@ def test_symbols_must_be_elements():
     for symbol, said in (("Xx", "'Xx'"), ("X", "atomic numbers of 1 or more, got 0")):
         with pytest.raises(DataError, match=f"it must have .*{said}"):
             numbers_of(["C", symbol], "it")
-
-
-def test_none_is_an_error_that_says_what_there_is():
-    with pytest.raises(DataError, match=r"fidelity 1, names a%, temperature any\); the files hold CO.db: something"):
-        collect([], Query([1], names=["a%"]), [Path("CO.db")], lambda path: f"{path}: something")
-    with pytest.raises(DataError, match=r"1 of 2 structures are not in the input .*: CO/9; add their files"):
-        collect([row()], Query([1], ids={"CO/1", "CO/9"}), [Path("CO.db")], str)
 
 
 def test_labels_end_no_split_file_line_early():
