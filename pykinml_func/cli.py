@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from pykinml_func.errors import ConfigError, PyKinMLError
+from pykinml_func.errors import ConfigError, PeerFailedError, PyKinMLError, RankError
+from pykinml_func.launch import is_launched, launch
 from pykinml_func.options import with_settings
 from pykinml_func.version import __version__
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
     from pykinml_func.config import ModelConfig, RunConfig
     from pykinml_func.inference.low_level import LowLevel
 
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _RESUME_ME, _PEER_FAILED, _INTERRUPTED = 2, 75, 1, 130
+"""Exit codes; that of a run which was stopped and can be resumed is EX_TEMPFAIL of sysexits.h: try again later."""
 
 
 class _Group(TyperGroup):
@@ -44,13 +48,21 @@ app = typer.Typer(
 )
 
 
+def _is_first(number: Literal["RANK", "LOCAL_RANK"]) -> bool:
+    """Whether this process is the first rank of all, or of its machine; also where there is one alone."""
+    return os.environ.get(number, "0") == "0"
+
+
 def main() -> None:
     """Run the command; what the user can mend ends with one message and exit code 2."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # Å in a pipe that knows only ASCII
     try:
         app()
+    except PeerFailedError:
+        sys.exit(_PEER_FAILED)
     except PyKinMLError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        if isinstance(error, RankError) or _is_first("LOCAL_RANK"):  # all ranks of a machine see the same mistake
+            print(f"Error: {error}", file=sys.stderr)
         sys.exit(_BAD_INPUT)
     except OSError as error:  # no permission, no space
         where = "" if error.filename is None else f"{error.filename}: "
@@ -89,22 +101,76 @@ ConfigFile = Annotated[
 def train(
     config: ConfigFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the output directory.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with the run in this directory, under its own settings, as if it had not been cut short.",
+        ),
+    ] = None,
     *,
     settings: dict[str, Any],
 ) -> None:
     """Train a potential and write its run directory: model, metrics, split, checkpoints, figures.
 
     Lists are separated by commas (--tvt 36,4,0); names take dashes or underscores; --input is repeated or a quoted
-    glob. Example: pykinml train --input 'data/*.db' --forces --epochs 300 --output runs/first
+    glob. Example: pykinml train --input 'data/*.db' --forces --epochs 300 --output runs/first. SIGTERM and SIGUSR1 save
+    a checkpoint and end the run with exit code 75: it can be resumed.
     """
-    run = _run_config(config, settings)
+    run = _run_config(config, settings) if resume is None else _resumed_config(resume, config, overwrite, settings)
+    if run.training.ranks > 1 and not is_launched():
+        raise typer.Exit(launch(sys.argv[1:], run.training.ranks))
     from pykinml_func.report.console import ConsoleReporter
     from pykinml_func.training.fit import fit
 
     with ConsoleReporter() as reporter:
-        result = fit(run, reporter, overwrite)
-    if result.interrupted:
-        raise KeyboardInterrupt
+        result = fit(run, reporter, overwrite, resume is not None)
+    if result.stopped_by == signal.SIGINT:
+        if _is_first("RANK"):
+            raise KeyboardInterrupt
+        raise typer.Exit(_INTERRUPTED)
+    if result.stopped_by:
+        if _is_first("RANK"):
+            name = signal.Signals(result.stopped_by).name
+            print(f"stopped by {name}; go on with: pykinml train --resume {result.directory}", file=sys.stderr)
+        raise typer.Exit(_RESUME_ME)
+
+
+_MAY_CHANGE: tuple[str, ...] = (
+    "epochs",
+    "device",
+    "ranks",
+    "fsdp",
+    "ddp",
+    "gpus",
+    "threads",
+    "workers",
+    "save_every",
+    "compile",
+)
+_MAY_CHANGE += ("prepared", "valid_batch_size", "test_batch_size")
+"""Settings that a resumed run may have other values of: they decide how long, where and how fast, not what is found."""
+
+
+def _resumed_config(run: Path, config: list[Path] | None, overwrite: bool, typed: dict[str, Any]) -> RunConfig:
+    """The settings of the run in a directory, with those typed that may change. Raises ConfigError."""
+    if config or overwrite:
+        given = config[0] if config else "--overwrite"
+        raise ConfigError(f"resume takes its settings from {run}, got {given} too; leave one of them out")
+    file = run / "config.toml"
+    if not file.is_file():
+        raise ConfigError(f"resume must be the directory of a run, got {run} without a config.toml; name another one")
+    from pykinml_func.config.build import build_config
+    from pykinml_func.config.names import canonical
+    from pykinml_func.config.toml import read_toml
+
+    fixed = sorted(canonical(typed).keys() - set(_MAY_CHANGE))
+    if fixed:
+        raise ConfigError(
+            f"resume goes on with the settings of {run}, and {', '.join(fixed)} cannot change on the way; leave it "
+            "out, or begin a new run with --start-from"
+        )
+    return build_config({**typed, "output": str(run)}, read_toml(file))
 
 
 def prepare(config: ConfigFile = None, *, settings: dict[str, Any]) -> None:
@@ -134,7 +200,7 @@ def predict(
     ] = None,
 ) -> None:
     """Predict energies (eV) and forces (eV/Å) of structures."""
-    from pykinml_func.data.sources import read_structures
+    from pykinml_func.data.formats.sources import read_structures
     from pykinml_func.inference.low_level import check_low_level, read_low_level
     from pykinml_func.inference.predictor import Predictor, check_output, write_predictions
     from pykinml_func.report.predictions import print_predictions

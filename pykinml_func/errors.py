@@ -31,3 +31,11 @@ class ElementError(DataError):
 
 class ModelError(PyKinMLError):
     """A model file that cannot be used, or used for this."""
+
+
+class RankError(PyKinMLError):
+    """What ended one of several ranks, and with it all of them."""
+
+
+class PeerFailedError(PyKinMLError):
+    """Another rank failed, and has said why."""

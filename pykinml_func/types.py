@@ -126,6 +126,12 @@ class Batch(NamedTuple):
     """(S,N,L,3) eV/Å; 0 where there is no label"""
     component_weights: Tensor | None
     """(S,N,L) 1/(3 atoms of its structure), 0 where forces are missing or the atom is padding"""
+    n_energies: Tensor
+    """(L,) structures with an energy in the whole batch, of which this may be one rank's share"""
+    n_forces: Tensor | None
+    """(L,) structures with forces in the whole batch"""
+    share: Tensor
+    """() part of the whole batch's structures that is here: 1 where one rank has them all"""
 
 
 class ErrorSums(NamedTuple):
@@ -172,6 +178,11 @@ class TrainState(NamedTuple):
     """(), where the loss weights are not learned"""
     average: tuple[Networks, ...] = ()
     """running mean of the networks over the steps; () where none is taken"""
+
+    @property
+    def trainable(self) -> Trainable:
+        """What the optimizer moves."""
+        return Trainable(self.params.networks, self.log_variances)
 
     @property
     def evaluated(self) -> Params:

@@ -20,7 +20,7 @@ from pykinml_func.config import RunConfig
 from pykinml_func.config.build import build_config
 from pykinml_func.config.names import ALIASES, SETTINGS, SWITCHES
 from pykinml_func.config.toml import read_toml, write_toml
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.types import Structures
 
 
@@ -121,7 +121,7 @@ def configured(pykinml: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
 
         def take(config: RunConfig, *_: object) -> object:
             made.append(config)
-            return SimpleNamespace(interrupted=False)
+            return SimpleNamespace(stopped_by=0)
 
         monkeypatch.setattr("pykinml_func.training.fit.fit", take)
         ended = pykinml("train", *arguments)
@@ -198,7 +198,7 @@ def test_options_empty_and_outdo_what_the_file_says(configured: Callable[..., Ru
     )
     config = configured("config.toml", "--optimizer", "Adam", "--nameset", "", "--temp", "", "--ddp", "--no-floss")
     assert config == configured("config.toml", "--optimizer", "adam", "--names", "", "--temperature", "", "--no-forces",
-        "--device", "cuda:0")  # fmt: skip
+        "--device", "cuda")  # fmt: skip
     assert (config.training.optimizer, config.data.names, config.data.temperature) == ("adam", (), None)
 
 
@@ -249,7 +249,7 @@ BAD_TRAINING = {
         ["--cuttoff-radius", "5.2", "3.8"],
         "file 3.8; lists are separated by commas",
     ),
-    "two devices": (["--ddp", "--gpus", "0,1"], "gpus must be one number"),
+    "ranks and GPUs": (["--ddp", "--gpus", "0,1", "--ranks", "3"], "ranks must be as many as the GPUs of device"),
     "no model to load": (["--load-model"], "load_model needs load_model_name"),
     "emptied number": (["--epochs", ""], "epochs must not be empty; leave it out for the default, 200"),
     "folder as input": (["--input", "."], "which is a folder; give './*.db'"),

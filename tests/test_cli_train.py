@@ -20,8 +20,10 @@ from ase.units import Hartree
 from cli_calls import SMALL, Run, flat, run_command
 from torch.utils._pytree import tree_leaves
 
-from pykinml_func.data.database import write_database
-from pykinml_func.data.sources import read_structures
+from pykinml_func.config.build import build_config
+from pykinml_func.config.toml import read_toml
+from pykinml_func.data.formats.database import write_database
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.training.checkpoint import load_model
 from pykinml_func.types import Structures
@@ -165,6 +167,46 @@ def test_a_model_that_cannot_be_continued_is_told(pykinml: Run, databases: Path,
     ended = pykinml("train", *common, "--load-model", *options.split(), "--output", "second")
     assert ended.code == 2 and said in flat(ended.err)
     assert ended.err.startswith("Error: ") and not Path("second/model.safetensors").exists()
+
+
+def test_a_run_is_resumed_with_more_epochs(pykinml: Run, databases: Path, tmp_path: Path) -> None:
+    common = ["--input", databases / "*.db", *SMALL]
+    assert pykinml("train", *common, "--epochs", 5, "--output", "whole").code == 0
+    assert pykinml("train", *common, "--epochs", 2, "--output", "run").code == 0
+    ended = pykinml("train", "--resume", "run", "--epochs", 5, "--save-every", 2, "--num-cores", 1)
+    assert (ended.code, ended.err) == (0, "")
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+    kept = build_config(read_toml(tmp_path / "run" / "config.toml")).training
+    assert (kept.epochs, kept.save_every) == (5, 2)
+    again = pykinml("train", "--resume", "run")
+    assert again.code == 2 and "has had all its 5 epochs" in flat(again.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--resume", "nowhere"], "resume must be the directory of a run, got nowhere without a config.toml"),
+        (["run/config.toml", "--resume", "run"], "resume takes its settings from run, got run/config.toml too; leave"),
+        (["--resume", "run", "--overwrite"], "resume takes its settings from run, got --overwrite too; leave one"),
+        (
+            ["--resume", "run", "--learning-rate", "0.1"],
+            "learning_rate cannot change on the way; leave it out, or begin",
+        ),
+        (["--resume", "run", "--tr-batch-size", 9, "--savenm", "b"], "batch_size, output cannot change on the way"),
+        (["--resume", "run", "--epochs", 9, "--scale-lr"], "scale_lr cannot change on the way"),
+        (["--resume", "empty"], "empty must be the directory of a run that was cut short, got no checkpoints in it"),
+    ],
+)
+def test_a_mistake_in_resuming_is_told_and_changes_nothing(
+    pykinml: Run, databases: Path, tmp_path: Path, arguments: list[object], said: str
+) -> None:
+    assert pykinml("train", "--input", databases / "*.db", *SMALL, "--epochs", 2, "--output", "run").code == 0
+    (tmp_path / "empty").mkdir()
+    shutil.copy(tmp_path / "run" / "config.toml", tmp_path / "empty")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    ended = pykinml("train", *arguments)
+    assert ended.code == 2 and said in flat(ended.err)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_a_difference_is_trained_and_predicted(pykinml: Run, databases: Path, tmp_path: Path) -> None:

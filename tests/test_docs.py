@@ -107,7 +107,7 @@ def test_its_command_says_what_its_toml_says(monkeypatch: pytest.MonkeyPatch) ->
 
     def take(config: object, *_: object) -> object:
         made.append(config)
-        return SimpleNamespace(interrupted=False)
+        return SimpleNamespace(stopped_by=0)
 
     monkeypatch.setattr("pykinml_func.training.fit.fit", take)
     monkeypatch.setattr(sys, "argv", shlex.split(command))

@@ -11,15 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pykinml_func"
 
 BASE = {"types", "config", "errors", "files", "threads", "units", "version"}
-LAYERS = ["potential", "data", "training", "inference", "report", "options", "cli"]
+LAYERS = ["potential", "data", "training", "inference", "report", "launch", "options", "cli", "__main__"]
 """Above the base, from the bottom up."""
 
 LOADS_A_LIBRARY = "potential.aev_kernel"
 """The one module that calls compiled code of ours."""
 
-PURE = {"potential"} | {
-    f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "soap", "step")
-}
+PURE = {"potential"} | {f"training.{name}" for name in ("losses", "metrics", "optimizers", "schedules", "soap", "step")}
 PURE_MAY_IMPORT = PURE | {"types", "config", "errors", "units"}
 EFFECT_CALLS = {
     "open",

@@ -77,23 +77,24 @@ def _settle(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpu(ddp: bool | None, gpus: list[int] | None, device: str | None) -> dict[str, str]:
-    """The device that PyKinML's `ddp` and `gpus` mean."""
+    """The device that PyKinML's `ddp` and `gpus` mean: a rank on each of these GPUs, which torchrun may count."""
     numbers = ", ".join(map(str, gpus or ()))
     if gpus and not ddp:
         raise ContradictionError(
             f"gpus needs ddp, got gpus {numbers} without; add ddp, or leave gpus out", either=("gpus",), given=("ddp",)
         )
+    if gpus and device is not None:
+        raise ContradictionError(
+            f"device contradicts gpus, got {device} and {numbers}; leave one of them out",
+            either=("device", "gpus"),
+        )
     if not ddp:
         return {}
     if device is not None:
         raise ContradictionError(
-            f"device contradicts {'gpus' if gpus else 'ddp'}, got {device} and {numbers or 'ddp on'}; leave one of "
-            "them out",
-            either=("device", "ddp", "gpus"),
+            f"device contradicts ddp, got {device} and ddp on; leave one of them out", either=("device", "ddp")
         )
-    if len(gpus or (0,)) > 1:
-        raise ConfigError(f"gpus must be one number, since a run trains on one device, got {numbers}; give one of them")
-    return {"device": f"cuda:{(gpus or (0,))[0]}"}
+    return {"device": f"cuda:{','.join(map(str, gpus))}" if gpus else "cuda"}
 
 
 _PLAIN_WORDS = {

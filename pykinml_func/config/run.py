@@ -118,7 +118,9 @@ class TrainConfig(Frozen):
         False, description="learn the weights of the losses (energies and forces of each level) with the networks"
     )
     force_path: Literal["auto", "jacobian", "positions"] = Field(
-        "auto", description="forces from cached AEV Jacobians, or from positions; auto: Jacobians where memory allows"
+        "auto",
+        description="forces from cached AEV Jacobians, or from positions; auto: positions where AEVs are compiled (on "
+        "a CPU), else Jacobians where memory allows",
     )
     start_from: Path | None = Field(None, description="model or checkpoint whose networks training starts from")
     keep_optimizer: bool = Field(
@@ -130,9 +132,23 @@ class TrainConfig(Frozen):
     )
     precision: Literal["float64", "float32"] = Field("float64", description="number format of AEVs and networks")
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile of the steps; auto: when the run is long enough to repay it"
+        "auto",
+        description="torch.compile of the steps; auto: in energy training long enough to repay it (25,000 steps)",
     )
-    device: str = Field("cpu", description="torch device, such as cpu or cuda:0")
+    device: str = Field(
+        "cpu", description="torch device, such as cpu or cuda:0; cuda:0,1 is a rank on each of these GPUs"
+    )
+    ranks: PositiveInt = Field(
+        1,
+        description="processes of this machine that train together, each on a share of every batch; with torchrun its",
+    )
+    fsdp: bool = Field(
+        False, description="cut parameters and optimizer among the ranks (fully_shard), in place of a copy for each"
+    )
+    scale_lr: bool = Field(
+        False,
+        description="multiply learning_rate by the number of ranks, for a batch_size that was multiplied by it too",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for small batches, else torch's choice")
     save_every: PositiveInt = Field(10, description="epochs between checkpoints")
     output: Path = Field(Path("runs/model"), description="run directory: model, checkpoints, metrics, figures")
@@ -158,8 +174,25 @@ class TrainConfig(Frozen):
         meaningless = cls.model_construct(**filled | plain).inapplicable()
         return {name: value for name, value in filled.items() if name in values or name not in meaningless}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rank_a_gpu(cls, values: Any) -> Any:
+        """As many ranks as GPUs are named."""
+        n_gpus = len(_gpus(values.get("device"))) if isinstance(values, dict) else 0
+        return {"ranks": n_gpus} | values if n_gpus > 1 else values
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        gpus = _gpus(self.device)
+        if len(set(gpus)) < len(gpus):
+            raise ValueError(f"device must name each GPU once, got {self.device}")
+        if gpus and len(gpus) != self.ranks:
+            raise ContradictionError(
+                f"ranks must be as many as the GPUs of device, got {self.ranks} and {self.device}; leave ranks out, or "
+                "name more GPUs or none (device = cuda)",
+                either=("ranks",),
+                given=("device", "ddp", "gpus"),
+            )
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, self.seeds))}")
         given = self.inapplicable() & self.model_fields_set
@@ -204,6 +237,12 @@ class TrainConfig(Frozen):
         idle = self.inapplicable()
         recipe = RECIPES[self.recipe].items()
         return [name for name, value in recipe if name not in idle and getattr(self, name) not in (value, None)]
+
+
+def _gpus(device: Any) -> list[str]:
+    """The numbers that a device such as cuda:0,1 names."""
+    numbers = device.partition(":")[2] if isinstance(device, str) else ""
+    return numbers.split(",") if numbers else []
 
 
 _NEEDS = {

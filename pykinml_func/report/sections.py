@@ -82,8 +82,7 @@ def errors_table(result: RunResult, fidelities: Sequence[int]) -> Table:
             values = [
                 errors[f"{prefixes[column]}{kind}_{name}"] for kind, _ in kinds for name in ("mae", "rmse", "max")
             ]
-            count = int(np.isfinite(result.predictions[part].energies[0, :, column]).sum())
-            table.add_row(PART_NAMES[part], str(count), *map(_number, values))
+            table.add_row(PART_NAMES[part], str(result.labelled[part][column]), *map(_number, values))
     return table
 
 
@@ -147,7 +146,9 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
         if training.force_weight_end is not None:
             weight += f" to {training.force_weight_end:g} in the last epoch"
         forces = f"from {how[training.force_path]}; {weight}"
-    steps = "compiled by torch.compile, each new shape when it first comes" if setup.compiled else "eager, not compiled"
+    steps = "recorded as lists of operations, each shape of batches once it has come often; not compiled"
+    if setup.compiled:
+        steps = "recorded and compiled by torch.compile, each shape of batches when it first comes"
     start = [] if training.start_from is None else [("starts from", str(training.start_from))]
     average = [("average", f"running mean of the networks, decay {training.ema:g}: validated and kept")]
     return [
@@ -155,11 +156,20 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
         *_recipe_facts(training),
         ("forces", forces),
         ("precision", f"{training.precision} on {training.device}"),
+        *_rank_facts(setup),
         ("steps", steps),
         ("optimizer", f"{training.optimizer}, {training.schedule} schedule, learning rate {training.learning_rate:g}"),
         *(average if training.ema else []),
         ("epochs", f"{training.epochs}, batches of {training.batch_size}"),
     ]
+
+
+def _rank_facts(setup: Setup) -> list[tuple[str, str]]:
+    """How several ranks share the work."""
+    if setup.ranks == 1:
+        return []
+    how = "parameters and optimizer cut among them" if setup.config.training.fsdp else "each with all parameters"
+    return [("ranks", f"{setup.ranks}, each computing its share of every batch, {how}")]
 
 
 def _recipe_facts(training: TrainConfig) -> list[tuple[str, str]]:
@@ -170,8 +180,10 @@ def _recipe_facts(training: TrainConfig) -> list[tuple[str, str]]:
     return [("recipe", training.recipe + (f", with your {', '.join(own)}" if own else ""))]
 
 
-def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int]) -> list[tuple[str, str]]:
-    """Epochs done of `epochs`, time, the epoch whose model was kept, shapes compiled. fidelities: (L,)."""
+def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int], compiled: bool) -> list[tuple[str, str]]:
+    """Epochs done of `epochs`, time, the epoch whose model was kept, shapes that were recorded, and `compiled` or not.
+    fidelities: (L,).
+    """
     done = len(result.history)
     best = best_record(result.history)
     level = f" of level {fidelities[-1]}" if len(fidelities) > 1 else ""
@@ -180,7 +192,8 @@ def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int]) -> l
         ("epochs", f"{done} of {max(epochs, done)} in {seconds_text(seconds)}"),
         ("kept", f"epoch {best['epoch']:.0f}, of the least validation RMSE of the energies{level}"),
     ]
-    return facts + ([("compiled", f"{result.shapes} shapes of batches")] if result.shapes else [])
+    how = "recorded and compiled" if compiled else "recorded"
+    return facts + ([("steps", f"{how} for {result.shapes} shapes of batches")] if result.shapes else [])
 
 
 def _parts(found: Iterable[str]) -> list[str]:

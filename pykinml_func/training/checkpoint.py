@@ -24,12 +24,30 @@ from pykinml_func.files import write_atomically
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.optimizers import Optimizer
 from pykinml_func.training.schedules import ScheduleState
-from pykinml_func.types import Networks, OptimizerState, Params, Trainable, TrainState
+from pykinml_func.types import ErrorSums, Networks, OptimizerState, Params, StepSums, Trainable, TrainState
 from pykinml_func.version import __version__
 
 _FORMAT = "pykinml_func model"
 _FORMAT_VERSION = 3
 _UNITS = {"energy": "eV", "length": "Å"}
+
+CHECKPOINTS = "checkpoints"
+"""A run's folder of them."""
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    epoch: int
+    """epochs done"""
+    batch: int
+    """batches done of the next one"""
+    data: str
+    """what the run trains on; see `resume.fingerprint`"""
+    best: Params
+    """of the epochs done"""
+    sums: StepSums | None
+    """over the errors of each of the batches done, (k,L) each; None for no batch"""
 
 
 class Checkpoint(NamedTuple):
@@ -41,6 +59,8 @@ class Checkpoint(NamedTuple):
     log_variances: Tensor
     optimizer: OptimizerState
     schedule: ScheduleState
+    progress: Progress | None
+    """None in checkpoints of older versions"""
 
 
 def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> None:
@@ -49,17 +69,48 @@ def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> N
 
 
 def save_checkpoint(
-    path: Path, model_config: ModelConfig, state: TrainState, schedule: ScheduleState, optimizer_name: str
+    directory: Path,
+    model_config: ModelConfig,
+    state: TrainState,
+    schedule: ScheduleState,
+    optimizer_name: str,
+    progress: Progress,
 ) -> None:
-    """Write a model with the state of its training: optimizer, learned loss weights, learning-rate schedule.
+    """Write a model with the state of its training into a run's directory: optimizer, learned loss weights,
+    learning-rate schedule, the best model so far. One from within an epoch is removed by the next.
 
     Where a running mean of the networks is taken, that is the model.
     """
     tensors = _named(state.evaluated) | _named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
     if state.average:
         tensors |= _named(state.params.networks, "last.")
-    training = {"optimizer": optimizer_name, "schedule": schedule._asdict()}
+    tensors |= _named(progress.best, "best.")
+    if progress.sums is not None:
+        tensors |= _named(progress.sums, "sums.")
+    done = {"epoch": progress.epoch, "batch": progress.batch, "data": progress.data}
+    training = {"optimizer": optimizer_name, "schedule": schedule._asdict(), "progress": done}
+    within = list(directory.glob(f"{CHECKPOINTS}/*_batch_*.safetensors"))
+    path = directory / CHECKPOINTS / _checkpoint_name(progress)
     _save(path, tensors, model_config, {"training": json.dumps(training)})
+    for old in within:
+        if old != path:
+            old.unlink()
+
+
+def _checkpoint_name(progress: Progress) -> str:
+    """In alphabetical order as in time."""
+    return f"epoch_{progress.epoch:05d}{f'_batch_{progress.batch:07d}' if progress.batch else ''}.safetensors"
+
+
+def newest_checkpoint(directory: Path) -> Path:
+    """The last checkpoint of a run. Raises ModelError where there is none."""
+    found = sorted((directory / CHECKPOINTS).glob("epoch_*.safetensors"), key=lambda path: path.stem)
+    if not found:
+        raise ModelError(
+            f"{directory} must be the directory of a run that was cut short, got no {CHECKPOINTS} in it; start anew "
+            "without --resume"
+        )
+    return found[-1]
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, extra: dict[str, str]) -> None:
@@ -71,13 +122,17 @@ def _save(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, 
         "model": model_config.model_dump_json(),
         **extra,
     }
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    contiguous = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(save(contiguous, metadata)))
 
 
 def _named(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a tree of NamedTuples and tuples, named by their places."""
+    if tree is None:
+        return {}
     if isinstance(tree, Tensor):
         return {prefix.removesuffix("."): tree}
     branches = tree._asdict().items() if hasattr(tree, "_asdict") else enumerate(tree)
@@ -86,6 +141,8 @@ def _named(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def _filled(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: str = "") -> Any:
     """`template` with the tensors of its places, of the same shapes. Raises ModelError."""
+    if template is None:
+        return None
     if not isinstance(template, Tensor):
         names = getattr(template, "_fields", range(len(template)))
         filled = [_filled(path, b, tensors, f"{prefix}{name}.") for name, b in zip(names, template, strict=True)]
@@ -145,7 +202,22 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
     memory = _filled(path, template, tensors, "optimizer.")
     averaged = any(name.startswith("last.") for name in tensors)
     last = _filled(path, params.networks, tensors, "last.") if averaged else ()
-    return Checkpoint(last, log_variances, memory, ScheduleState(**training["schedule"]))
+    progress = _progress(path, training.get("progress"), params, tensors)
+    return Checkpoint(last, log_variances, memory, ScheduleState(**training["schedule"]), progress)
+
+
+def _progress(
+    path: Path, done: Mapping[str, Any] | None, params: Params, tensors: Mapping[str, Tensor]
+) -> Progress | None:
+    """done: what the metadata say; params: of the model's shapes."""
+    if done is None:
+        return None
+    kinds = {name.split(".")[1] for name in tensors if name.startswith("sums.")}
+    column = torch.empty(done["batch"], len(params.networks))
+    errors = {kind: ErrorSums(*[column] * 4) if kind in kinds else None for kind in ("energy", "force")}
+    template = StepSums(**errors) if kinds else None  # type: ignore[arg-type]
+    best, sums = _filled(path, params, tensors, "best."), _filled(path, template, tensors, "sums.")
+    return Progress(done["epoch"], done["batch"], done["data"], best, sums)
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:

@@ -1,25 +1,51 @@
-"""The epoch loop and the state that it carries."""
+"""The epoch loop and the state that it carries.
+
+# L fidelity levels, k batches of an epoch that are done
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pykinml_func.config import RunConfig
 from pykinml_func.data.loader import Loader
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.files import write_atomically
-from pykinml_func.training.checkpoint import save_checkpoint, save_model
+from pykinml_func.training.checkpoint import Progress, save_checkpoint, save_model
 from pykinml_func.training.compilation import RecordedStep
-from pykinml_func.training.metrics import add_sums, level_prefixes, summary
+from pykinml_func.training.metrics import add_sums, best_record, level_prefixes, stack_sums, summary, unstack_sums
 from pykinml_func.training.optimizers import build_optimizer
+from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, build_schedule, force_weight_at
-from pykinml_func.training.step import build_eval_step, build_objective, build_train_step
-from pykinml_func.types import TrainState
+from pykinml_func.training.step import (
+    TrainStep,
+    build_eval_step,
+    build_gradients,
+    build_objective,
+    build_train_step,
+    build_update,
+)
+from pykinml_func.types import Batch, ErrorSums, Params, StepSums, TrainState
+
+_KEPT_STRUCTURES = 20_000
+"""Validation structures up to which their batches are packed once and kept."""
+
+
+class StoppedError(Exception):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        """number: of the signal."""
+        super().__init__(number)
+        self.number = number
 
 
 class Loop:
@@ -32,17 +58,45 @@ class Loop:
         state: TrainState,
         schedule: ScheduleState,
         compiled: bool,
+        ranks: Ranks,
+        asked_to_stop: Callable[[], int] = lambda: 0,
     ) -> None:
-        """state, schedule: before the first epoch; compiled: whether steps run under torch.compile."""
+        """state, schedule: before the first epoch; compiled: whether steps run under torch.compile; asked_to_stop: the
+        signal that this rank got.
+        """
         training = config.training
-        self.config, self.loaders, self.state, self.schedule = config, loaders, state, schedule
-        step = build_train_step(config.model, build_optimizer(training), build_objective(training), training.ema)
-        self._step = RecordedStep(step, compiled)
-        self._evaluate = RecordedStep(build_eval_step(config.model, training.forces), compiled)
+        self.config, self.loaders, self.schedule, self.ranks = config, loaders, schedule, ranks
+        self._asked_to_stop = asked_to_stop
+        self._recorded: list[RecordedStep] = []
+        self._evaluate = self._record(build_eval_step(config.model, training.forces), compiled)
         self._advance = build_schedule(training)
+        self._like, self._is_cut = state, training.fsdp and ranks.size > 1
+        self._step, self._state = self._step_of(compiled)
         self.best, self._best_rmse = state.evaluated, math.inf
         self.history: list[dict[str, float]] = []
-        self._validation = list(loaders["valid"].epoch(0))
+        self._sums: list[StepSums] = []
+        valid = loaders["valid"]
+        self._kept = list(valid.epoch(0)) if len(valid.packer.members) <= _KEPT_STRUCTURES else None
+
+    def _record(self, step: Callable[..., object], compiled: bool) -> RecordedStep:
+        self._recorded.append(RecordedStep(step, compiled))
+        return self._recorded[-1]
+
+    def _step_of(self, compiled: bool) -> tuple[TrainStep, TrainState]:
+        """The training step of one rank or of several, and the first state as that step takes it."""
+        config, training, state = self.config, self.config.training, self._like
+        optimizer, objective = build_optimizer(training), build_objective(training)
+        if self.ranks.size == 1:
+            step = build_train_step(config.model, optimizer, objective, training.ema)
+            return self._record(step, compiled), state
+        from pykinml_func.training import distributed  # takes a second to import
+
+        gradients_of = self._record(build_gradients(config.model, objective), compiled)
+        updated = self._record(build_update(optimizer, training.ema), compiled)
+        if self._is_cut:
+            step = distributed.build_fsdp_step(gradients_of, updated, state, self.ranks)
+            return step, distributed.shard(state, self.ranks)
+        return distributed.build_ddp_step(gradients_of, updated, state, self.ranks), state
 
     @property
     def epoch(self) -> int:
@@ -52,19 +106,39 @@ class Loop:
     @property
     def shapes(self) -> int:
         """Shapes of batches that were recorded."""
-        return self._step.shapes + self._evaluate.shapes
+        return sum(step.shapes for step in self._recorded)
+
+    @property
+    def state(self) -> TrainState:
+        """The whole state; where each rank has a part of it, all of them must ask at once."""
+        if not self._is_cut:
+            return self._state
+        from pykinml_func.training import distributed
+
+        return distributed.unshard(self._state, self._like, self.ranks)
+
+    def go_on(self, progress: Progress, history: list[dict[str, float]]) -> None:
+        """Take up a run where it was, the state of which was given; history: a record of each epoch done."""
+        self.history, self.best = history, progress.best
+        self._best_rmse = best_record(history)["valid_energy_rmse"] if history else math.inf
+        if progress.sums is not None:
+            sums = progress.sums
+            if not self.ranks.is_first:  # they are of all ranks
+                sums = tree_map_only(Tensor, torch.zeros_like, sums)
+            self._sums = unstack_sums(sums)
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on every batch once, validate, adapt the learning rate. Returns the epoch's record.
+        """Train on the batches that are left of an epoch, validate, adapt the learning rate. Returns its record.
 
-        The loop's state changes at the end alone, so that an interrupted epoch leaves that of the one before.
+        Raises StoppedError between two batches where a signal asks for it, and PyKinMLError where training diverges.
         """
-        started, state, sums, levels = time.perf_counter(), self.state, [], self.config.model.fidelities
-        for batch in self.loaders["train"].epoch(self.epoch):
-            state, step_sums = self._step(state, batch)
-            sums.append(step_sums)
-        train = summary(add_sums(sums), levels)
-        valid = summary(add_sums(self._evaluate(state.evaluated, batch) for batch in self._validation), levels)
+        started, levels = time.perf_counter(), self.config.model.fidelities
+        for batch in self._unless_stopped(self.loaders["train"].epoch(self.epoch, len(self._sums))):
+            self._state, sums = self._step(self._state, batch)
+            self._sums.append(sums)
+        state = self.state
+        train = summary(self._total(add_sums(self._sums)), levels)
+        valid = summary(self._total(self._validated(state.evaluated)), levels)
         rmse = valid["energy_rmse"]
         if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
             raise PyKinMLError(
@@ -84,9 +158,35 @@ class Loop:
         self.schedule = self._advance(self.schedule, rmse)
         rate = torch.full_like(state.learning_rate, self.schedule.learning_rate)
         weight = torch.full_like(state.force_weight, force_weight_at(self.config.training, self.schedule))
-        self.state = state._replace(learning_rate=rate, force_weight=weight)
+        self._state, self._sums = self._state._replace(learning_rate=rate, force_weight=weight), []
         self.history.append(record)
         return record
+
+    def _unless_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, as long as no rank was asked to stop."""
+        for batch in batches:
+            number = self.ranks.signal_of_any(self._asked_to_stop())
+            if number:
+                raise StoppedError(number)
+            yield batch
+
+    def _validated(self, params: Params) -> StepSums:
+        batches = iter(self._kept) if self._kept is not None else self.loaders["valid"].epoch(0)
+        return add_sums(self._evaluate(params, batch) for batch in self._unless_stopped(batches))
+
+    def errors(self, part: str) -> dict[str, float]:
+        """The errors of the best parameters on a part of the split."""
+        sums = add_sums(self._evaluate(self.best, batch) for batch in self.loaders[part].epoch(0))
+        return summary(self._total(sums), self.config.model.fidelities)
+
+    def _total(self, sums: StepSums) -> StepSums:
+        """The sums over all ranks. sums: of any number of batches."""
+
+        def together(errors: ErrorSums) -> ErrorSums:
+            added = self.ranks.total(torch.stack([errors.absolute, errors.squared, errors.number]))
+            return ErrorSums(added[0], added[1], self.ranks.largest(errors.largest), added[2])
+
+        return StepSums(together(sums.energy), None if sums.force is None else together(sums.force))
 
     def _loss_weights(self, state: TrainState) -> dict[str, float]:
         """exp(-s) of each task, where the weights are learned."""
@@ -96,12 +196,19 @@ class Loop:
         return {f"{name}_loss_weight": weight for name, weight in zip(names, weights, strict=False)}
 
     def save(self, directory: Path) -> None:
-        """Write the best model and the metrics."""
-        save_model(directory / "model.safetensors", self.config.model, self.best)
+        """Write the best model, where an epoch is done, and the metrics."""
+        if not self.ranks.is_first:
+            return
+        if self.history:
+            save_model(directory / "model.safetensors", self.config.model, self.best)
         text = "".join(json.dumps(record) + "\n" for record in self.history)
         write_atomically(directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
 
-    def save_checkpoint(self, directory: Path) -> None:
-        """Write the state after the last epoch."""
-        path = directory / "checkpoints" / f"epoch_{self.epoch:05d}.safetensors"
-        save_checkpoint(path, self.config.model, self.state, self.schedule, self.config.training.optimizer)
+    def save_checkpoint(self, directory: Path, data: str) -> None:
+        """Write all that it takes to go on. data: what the run trains on, see `resume.fingerprint`."""
+        sums = self._total(stack_sums(self._sums)) if self._sums else None
+        state = self.state
+        if not self.ranks.is_first:
+            return
+        progress = Progress(self.epoch, len(self._sums), data, self.best, sums)
+        save_checkpoint(directory, self.config.model, state, self.schedule, self.config.training.optimizer, progress)

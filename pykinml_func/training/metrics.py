@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pykinml_func.types import Batch, ErrorSums, StepSums
 from pykinml_func.units import KCAL_PER_MOL
@@ -38,14 +40,28 @@ def step_sums(batch: Batch, energies: Tensor, forces: Tensor | None = None) -> S
 
 def add_sums(sums: Iterable[StepSums]) -> StepSums:
     """The sums of several batches as one's."""
-    steps = list(sums)
-    forces = [step.force for step in steps if step.force is not None]
-    return StepSums(_add([step.energy for step in steps]), _add(forces) if forces else None)
+    stacked = stack_sums(list(sums))
+    return StepSums(_add(stacked.energy), None if stacked.force is None else _add(stacked.force))
 
 
-def _add(sums: list[ErrorSums]) -> ErrorSums:
-    absolute, squared, largest, number = (torch.stack(column) for column in zip(*sums, strict=True))
+def _add(sums: ErrorSums) -> ErrorSums:
+    absolute, squared, largest, number = sums
     return ErrorSums(absolute.sum(dim=0), squared.sum(dim=0), largest.amax(dim=0), number.sum(dim=0))
+
+
+def stack_sums(sums: Sequence[StepSums]) -> StepSums:
+    """The sums of k batches side by side: (k,L) each."""
+    forces = [step.force for step in sums if step.force is not None]
+    return StepSums(_stack([step.energy for step in sums]), _stack(forces) if forces else None)
+
+
+def _stack(sums: Sequence[ErrorSums]) -> ErrorSums:
+    return ErrorSums(*(torch.stack(column) for column in zip(*sums, strict=True)))
+
+
+def unstack_sums(stacked: StepSums) -> list[StepSums]:
+    """The inverse of `stack_sums`."""
+    return [tree_map_only(Tensor, itemgetter(k), stacked) for k in range(len(stacked.energy.number))]
 
 
 def level_prefixes(fidelities: Sequence[int]) -> list[str]:

@@ -36,10 +36,14 @@ class RunResult(NamedTuple):
     errors: dict[str, dict[str, float]]
     """of train, valid and test with `params`, as `metrics.summary` has them"""
     predictions: dict[str, Predictions]
+    """of at most 10,000 structures of each part"""
+    labelled: dict[str, list[int]]
+    """structures of each part that have an energy, at each level"""
     shapes: int
     """shapes of batches that were recorded, and compiled where steps are"""
-    interrupted: bool = False
-    """whether Ctrl-C ended it before its last epoch"""
+    stopped_by: int = 0
+    """the signal that ended it before its last epoch; after one other than Ctrl-C there are no errors and predictions,
+    since a scheduler gives little time"""
 
 
 class Setup(NamedTuple):
@@ -50,6 +54,8 @@ class Setup(NamedTuple):
     data: RunData
     params: Params
     compiled: bool
+    ranks: int = 1
+    """that train together"""
 
 
 class Reporter(Protocol):

@@ -16,13 +16,14 @@ from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import jacobian_shape
-from pykinml_func.data.labels import complete_structures, training_labels
+from pykinml_func.data.labels import complete_structures, has_forces, training_labels
 from pykinml_func.data.loader import Loader
-from pykinml_func.data.prepared import PreparedSet, open_prepared
+from pykinml_func.data.prepared import Featurizing, PreparedSet, open_prepared
 from pykinml_func.data.splits import Split, make_split, make_split_from_marks
 from pykinml_func.errors import ConfigError, ElementError
 from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.self_energies import SelfEnergyFit, fit_level_self_energies, subtract_self_energies
+from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.start import Start, read_start
 from pykinml_func.types import Structures
 
@@ -45,16 +46,20 @@ class RunData(NamedTuple):
     """False where the self energies are those of the model that training starts from"""
 
 
-def open_run(config: RunConfig) -> tuple[PreparedSet, RunConfig, Start | None]:
+def open_run(
+    config: RunConfig, featurizing: Featurizing, start: Start | None = None
+) -> tuple[PreparedSet, RunConfig, Start | None]:
     """The prepared set, the config with all that follows from the data filled in, and the model to start from.
 
-    Raises ConfigError, DataError or ModelError for what cannot be used.
+    start: of a run that is resumed; default: what the settings say. Raises ConfigError, DataError or ModelError for
+    what cannot be used.
     """
     data, training = config.data, config.training
-    start = None if training.start_from is None else read_start(config, training.start_from)
+    if start is None and training.start_from is not None:
+        start = read_start(config, training.start_from)
     model = config.model if start is None else start.model_config
     try:
-        prepared = open_prepared(data, model.aev, training.precision)
+        prepared = open_prepared(data, model.aev, training.precision, featurizing=featurizing)
     except ElementError as error:
         if start is None:
             raise
@@ -185,12 +190,17 @@ def _levels(model: ModelConfig) -> tuple[tuple[int, ...], int | None]:
     return model.fidelities, model.baseline
 
 
-def make_loaders(config: RunConfig, data: RunData, prepared: PreparedSet, device: torch.device) -> dict[str, Loader]:
-    """Batches of the training, validation and test structures, with the features that the run needs."""
+def make_loaders(config: RunConfig, data: RunData, prepared: PreparedSet, ranks: Ranks) -> dict[str, Loader]:
+    """This rank's share of the batches of the training, validation and test structures, with the features that the run
+    needs.
+    """
     training, dtype = config.training, getattr(torch, config.training.precision)
     source = _with_features(config, data, prepared)
     sizes = (training.batch_size, training.valid_batch_size, training.test_batch_size)
-    packers = [Packer(source, part, size, dtype, device) for part, size in zip(data.split, sizes, strict=True)]
+    share = ranks.rank, ranks.size
+    packers = [
+        Packer(source, part, size, dtype, ranks.device, share) for part, size in zip(data.split, sizes, strict=True)
+    ]
     train_seed = training.seeds[1] if training.order == "shuffled" else None
     seeds = (train_seed, None, None)
     return {part: Loader(packer, seed) for part, packer, seed in zip(Split._fields, packers, seeds, strict=True)}
@@ -200,7 +210,7 @@ def _with_features(config: RunConfig, data: RunData, prepared: PreparedSet) -> S
     """The source with what the force path needs of the prepared set."""
     if not config.training.forces:
         return data.source._replace(aevs=prepared.aevs)
-    source = data.source._replace(forces=data.labels.forces)
+    source = data.source._replace(forces=data.labels.forces, has_forces=has_forces(data.labels))
     if config.training.force_path == "positions":
         return source
     return source._replace(aevs=prepared.aevs, jacobians=prepared.jacobians)

@@ -14,6 +14,7 @@ from pykinml_func.errors import ConfigError
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint, load_model
 from pykinml_func.training.optimizers import build_optimizer
+from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, first_schedule, force_weight_at
 from pykinml_func.training.step import build_objective, init_state
 from pykinml_func.types import Params, TrainState
@@ -54,22 +55,29 @@ def read_start(config: RunConfig, path: Path) -> Start:
 
 
 def first_state(
-    config: RunConfig, self_energies: Tensor, start: Start | None, device: torch.device
+    config: RunConfig, self_energies: Tensor, start: Start | None, ranks: Ranks, resumed: bool = False
 ) -> tuple[TrainState, ScheduleState]:
     """The state before the first step, in the precision of the run. self_energies: (L,S) eV.
 
-    Of a checkpoint go on what the optimizer left, and the networks' running mean, which is its model.
+    Of a checkpoint go on what the optimizer left, and the networks' running mean, which is its model; where a run is
+    resumed, its schedule too, as it was.
     """
     training, dtype = config.training, getattr(torch, config.training.precision)
 
     def placed(tree: Any) -> Any:
-        return tree_map(lambda tensor: tensor.to(device, dtype), tree)
+        return tree_map(lambda tensor: tensor.to(ranks.device, dtype), tree)
 
     generator = torch.Generator().manual_seed(training.seeds[1])
     drawn = init_params(config.model, generator) if start is None else start.params
-    params = Params(placed(drawn.networks), self_energies.to(device))
+    params = Params(placed(drawn.networks), self_energies.to(ranks.device))
     kept = None if start is None else start.checkpoint
-    schedule = first_schedule(training, None if kept is None else kept.schedule)
+    if kept is not None and resumed:
+        schedule = kept.schedule
+    else:
+        rate = training.learning_rate * (ranks.size if training.scale_lr else 1)
+        schedule = first_schedule(
+            training.model_copy(update={"learning_rate": rate}), None if kept is None else kept.schedule
+        )
     optimizer, objective = build_optimizer(training), build_objective(training)
     objective = objective._replace(force_weight=force_weight_at(training, schedule))
     state = init_state(params, optimizer, objective, schedule.learning_rate, training.ema)
@@ -77,5 +85,5 @@ def first_state(
         return state, schedule
     if kept.last:
         state = state._replace(params=params._replace(networks=placed(kept.last)))
-    memory = kept.optimizer._replace(step=kept.optimizer.step.to(device), moments=placed(kept.optimizer.moments))
+    memory = kept.optimizer._replace(step=kept.optimizer.step.to(ranks.device), moments=placed(kept.optimizer.moments))
     return state._replace(log_variances=placed(kept.log_variances), optimizer=memory), schedule

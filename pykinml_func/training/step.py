@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pykinml_func.config import ModelConfig, TrainConfig
 from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces
@@ -19,7 +18,6 @@ from pykinml_func.training.losses import (
     energy_loss,
     force_loss,
     learned_loss,
-    structures_with_forces,
     weighted_loss,
 )
 from pykinml_func.training.metrics import step_sums
@@ -27,6 +25,9 @@ from pykinml_func.training.optimizers import Optimizer
 from pykinml_func.types import Batch, Networks, Params, StepSums, Trainable, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepSums]]
+GradientsOf = Callable[[Trainable, Batch, Tensor], tuple[Trainable, StepSums]]
+"""Of the trainable parameters, a batch and the force weight ()."""
+Update = Callable[[TrainState, Trainable], TrainState]
 EvalStep = Callable[[Params, Batch], StepSums]
 PredictStep = Callable[[Params, Batch], tuple[Tensor, ...]]
 
@@ -73,21 +74,44 @@ def build_train_step(
 
     ema: decay of the networks' running mean, 0 for none.
     """
+    gradients_of, updated = build_gradients(model_config, objective), build_update(optimizer, ema)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepSums]:
+        gradients, sums = gradients_of(state.trainable, batch, state.force_weight)
+        return updated(state, gradients), sums
+
+    return step
+
+
+def build_gradients(model_config: ModelConfig, objective: Objective) -> GradientsOf:
+    """The gradients of the loss of a batch, or of one rank's share of it, and the sums over its errors."""
 
     def loss(trainable: Trainable, batch: Batch, force_weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         predicted = _predict(model_config, trainable.networks, batch, objective.forces)
         return _total_loss(objective, trainable.log_variances, force_weight, batch, *predicted), predicted
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepSums]:
-        trainable = Trainable(state.params.networks, state.log_variances)
-        gradients, predicted = grad(loss, has_aux=True)(trainable, batch, state.force_weight)
-        moved, memory = optimizer.update(gradients, state.optimizer, trainable, state.learning_rate)
+    def gradients_of(trainable: Trainable, batch: Batch, force_weight: Tensor) -> tuple[Trainable, StepSums]:
+        # torch.func.grad gives the same, and first imports torch's compiler, which takes a second
+        leaves, structure = tree_flatten(trainable)
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        with torch.enable_grad():
+            total, predicted = loss(tree_unflatten(leaves, structure), batch, force_weight)
+            gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+        return tree_unflatten(gradients, structure), step_sums(batch, *map(torch.detach, predicted))
+
+    return gradients_of
+
+
+def build_update(optimizer: Optimizer, ema: float) -> Update:
+    """The state after a step, from the one before and the gradients of a whole batch. ema: as in `build_train_step`."""
+
+    def updated(state: TrainState, gradients: Trainable) -> TrainState:
+        moved, memory = optimizer.update(gradients, state.optimizer, state.trainable, state.learning_rate)
         params = Params(moved.networks, state.params.self_energies)
         average = _average(state.average, moved.networks, memory.step, ema)
-        moved_on = state._replace(params=params, log_variances=moved.log_variances, optimizer=memory, average=average)
-        return moved_on, step_sums(batch, *predicted)
+        return state._replace(params=params, log_variances=moved.log_variances, optimizer=memory, average=average)
 
-    return step
+    return updated
 
 
 def _average(
@@ -110,12 +134,12 @@ def _total_loss(
     forces: Tensor | None = None,
 ) -> Tensor:
     """force_weight: (); energies: (M,L) eV; forces: (S,N,L,3) eV/Å. Returns ()."""
-    losses, counts = [energy_loss(batch, energies)], [batch.energy_mask.sum(dim=0)]
-    if forces is not None and batch.component_weights is not None:
+    losses, counts = [energy_loss(batch, energies)], [batch.n_energies]
+    if forces is not None and batch.n_forces is not None:
         losses.append(force_loss(batch, forces))
-        counts.append(structures_with_forces(batch.component_weights))
+        counts.append(batch.n_forces)
     if objective.learned:
-        return learned_loss(torch.cat(losses), torch.cat(counts) > 0, log_variances)
+        return learned_loss(torch.cat(losses), torch.cat(counts) > 0, log_variances, batch.share)
     return losses[0].sum() if forces is None else weighted_loss(losses[0], losses[1], force_weight.to(energies.dtype))
 
 

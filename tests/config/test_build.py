@@ -141,10 +141,18 @@ CONTRADICTIONS = {
         {"ddp": True, "device": "cpu"},
         "device contradicts ddp, got cpu and ddp on; leave one of them out",
     ),
-    "several devices": (
-        {"ddp": True, "gpus": "0,1"},
-        "gpus must be one number, since a run trains on one device, got 0, 1; give one of them",
+    "other ranks than GPUs": (
+        {"ddp": True, "gpus": "0,1", "ranks": 3},
+        "ranks must be as many as the GPUs of device, got 3 and cuda:0,1; leave ranks out, or name more GPUs or none "
+        "(device = cuda)",
     ),
+    "several ranks on one GPU": (
+        {"device": "cuda:1", "ranks": 2},
+        "ranks must be as many as the GPUs of device, got 2 and cuda:1; leave ranks out, or name more GPUs or none "
+        "(device = cuda)",
+    ),
+    "a GPU twice": ({"device": "cuda:1,1"}, "device must name each GPU once, got cuda:1,1"),
+    "no ranks": ({"ranks": 0}, "ranks must be greater than 0, got 0"),
 }
 
 
@@ -156,13 +164,55 @@ def test_a_contradiction_names_both_sides_as_they_were_typed(case: str) -> None:
 
 def test_switches_of_pykinml_become_settings() -> None:
     assert build_config({"ddp": True, "gpus": [2]}).training.device == "cuda:2"
-    assert build_config({"ddp": True}).training.device == "cuda:0"
+    assert build_config({"ddp": True}).training.device == "cuda"
     assert build_config({"ddp": False, "device": "cuda:1"}).training.device == "cuda:1"
     assert build_config({"load_model": True, "load_model_name": ["a"]}).training.start_from == Path("a")
     assert build_config({"load_model": False}).training.start_from is None
     assert build_config({"read_trid": True, "trtsid_name": "a", "tvt": [3, 1, 0]}).data.split_files == ("a",)
     for name in ("read_trid", "write_tvtmsk"):
         assert build_config({name: True}) == build_config({name: False}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "ranks"),
+    [
+        ({}, "cpu", 1),
+        ({"ranks": "2"}, "cpu", 2),
+        ({"device": "cuda:0,1"}, "cuda:0,1", 2),
+        ({"device": "cuda:0,1", "ranks": 2}, "cuda:0,1", 2),
+        ({"device": "cuda", "ranks": 4}, "cuda", 4),
+        ({"device": "cuda:3"}, "cuda:3", 1),
+        ({"ddp": True, "gpus": "0,1,3"}, "cuda:0,1,3", 3),
+        ({"ddp": True}, "cuda", 1),
+        ({"ddp": True, "ranks": 2}, "cuda", 2),
+        ({"ddp": False, "ranks": 2}, "cpu", 2),
+    ],
+)
+def test_there_is_a_rank_for_each_gpu(given: dict[str, Any], device: str, ranks: int) -> None:
+    training = build_config(given).training
+    assert (training.device, training.ranks) == (device, ranks)
+
+
+@pytest.mark.parametrize(
+    ("typed", "device", "ranks"),
+    [
+        ({"device": "cuda:0,1,2"}, "cuda:0,1,2", 3),
+        ({"device": "cuda:0"}, "cuda:0", 1),
+        ({"ddp": True, "gpus": "1,2,3,4"}, "cuda:1,2,3,4", 4),
+        ({"device": "cpu"}, "cpu", 2),
+        ({"device": "cpu", "ranks": 1}, "cpu", 1),
+        ({"device": "cuda", "ranks": 8}, "cuda", 8),
+    ],
+)
+def test_a_run_goes_on_by_other_ranks(typed: dict[str, Any], device: str, ranks: int) -> None:
+    """Its config.toml names devices and ranks both."""
+    training = build_config(typed, {"device": "cuda:0,1", "ranks": 2}).training
+    assert (training.device, training.ranks) == (device, ranks)
+
+
+def test_more_ranks_than_the_files_gpus_are_refused() -> None:
+    said = refused({"ranks": 4}, {"device": "cuda:0,1", "ranks": 2})
+    assert said.startswith("ranks must be as many as the GPUs of device (in the file), got 4 and cuda:0,1; leave ranks")
 
 
 def test_pykinmls_defaults_as_its_parser_gives_them() -> None:

@@ -9,7 +9,7 @@ from pykinml_func.config.aev import AEVConfig
 from pykinml_func.config.build import build_config
 from pykinml_func.config.names import SETTINGS
 from pykinml_func.config.toml import read_toml, write_toml
-from pykinml_func.data.sources import find_inputs
+from pykinml_func.data.formats.sources import find_inputs
 from pykinml_func.errors import ConfigError
 
 

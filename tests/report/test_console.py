@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from pykinml_func.config import RunConfig
 from pykinml_func.config.build import build_config
 from pykinml_func.data.batching import Source
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.potential.energy import init_params
@@ -99,7 +99,8 @@ def result_of(directory: Path, epochs: int = 3, forces: bool = False, shapes: in
         part: Predictions(np.zeros((2, count, 1)), np.zeros((2, count, 1, 3)) if forces else None)
         for part, count in counts.items()
     }
-    return RunResult(directory, None, history, errors, predictions, shapes)  # type: ignore[arg-type]
+    labelled = {part: [count] for part, count in counts.items()}
+    return RunResult(directory, None, history, errors, predictions, labelled, shapes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -164,7 +165,8 @@ def test_ready_tells_split_self_energies_and_networks(make_structures: MakeStruc
         assert text.count(row) == 2
     assert text.count(f"all {one} ") == 2
     assert f"all 2 {2 * one}" in text
-    assert "not trained" in text and "float64 on cpu" in text and "eager" in text
+    assert "not trained" in text and "float64 on cpu" in text
+    assert "steps recorded as lists of operations, each shape of batches once it has come often; not compiled" in text
 
 
 def test_parameters_are_those_of_the_tensors_without_biases(make_structures: MakeStructures) -> None:
@@ -251,9 +253,8 @@ def test_errors_of_several_levels_stand_below_those_of_the_highest(tmp_path: Pat
     result = result_of(tmp_path, forces=forces)
     for part, errors in result.errors.items():
         errors |= {f"level_0_{name}": value + 20 for name, value in list(errors.items())}
-        references = np.zeros((2, len(result.predictions[part].energies[0]), 2))
-        references[0, 0, 1] = np.nan  # one structure lacks the highest level
-        result.predictions[part] = Predictions(references, None)
+        (count,) = result.labelled[part]
+        result.labelled[part] = [count, count - 1]  # one structure lacks the highest level
     file = io.StringIO()
     Console(file=file, width=80).print(errors_table(result, (0, 3)))
     rows = [line.split() for line in file.getvalue().splitlines()[3:]]
@@ -270,7 +271,8 @@ def test_errors_of_several_levels_stand_below_those_of_the_highest(tmp_path: Pat
 def test_force_path_and_compilation_are_told(make_structures: MakeStructures, path: str, said: str) -> None:
     setup = setup_of(make_structures, compiled=True, forces=True, force_path=path, precision="float32")
     text = flat(ready_text(setup))
-    assert said in text and "weight 0.3" in text and "float32 on cpu" in text and "compiled by torch.compile" in text
+    assert said in text and "weight 0.3" in text and "float32 on cpu" in text
+    assert "steps recorded and compiled by torch.compile, each shape of batches when it first comes" in text
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 9, 15, 16, 31, 200, 1003])
@@ -350,13 +352,13 @@ def test_a_pipe_gets_no_moving_bar_even_when_colours_are_forced(monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize("forces", [False, True])
+@pytest.mark.parametrize(("forces", "compiled"), [(False, True), (True, False)])
 def test_finished_tabulates_errors_and_ends_with_the_model(
-    make_structures: MakeStructures, tmp_path: Path, forces: bool
+    make_structures: MakeStructures, tmp_path: Path, forces: bool, compiled: bool
 ) -> None:
     result = result_of(tmp_path / "run", forces=forces, shapes=4)
     reporter, file = reporter_on()
-    reporter.ready(setup_of(make_structures, epochs=3))
+    reporter.ready(setup_of(make_structures, epochs=3, compiled=compiled))
     before = len(file.getvalue())
     reporter.finished(result)
     lines = file.getvalue()[before:].splitlines()
@@ -371,7 +373,7 @@ def test_finished_tabulates_errors_and_ends_with_the_model(
     assert ("kcal/mol/Å" in file.getvalue()) is forces
     assert rows["epochs"] == ["epochs", "3", "of", "3", "in", "6", "s"]
     assert rows["kept"][:3] == ["kept", "epoch", "3,"]
-    assert rows["compiled"][1] == "4"
+    assert " ".join(rows["steps"]) == f"steps recorded {'and compiled ' * compiled}for 4 shapes of batches"
     assert lines[-2].split() == ["run", str(tmp_path / "run")]
     assert lines[-1] == f"MODEL: {tmp_path / 'run' / 'model.safetensors'}"
 
@@ -380,9 +382,10 @@ def test_finished_tabulates_errors_and_ends_with_the_model(
 def test_a_run_that_was_cut_short_is_told_so(make_structures: MakeStructures, tmp_path: Path) -> None:
     reporter, file = reporter_on()
     reporter.ready(setup_of(make_structures))
+    before = len(file.getvalue())
     reporter.finished(result_of(tmp_path, epochs=3))
     assert "3 of 200 in 6 s" in file.getvalue()
-    assert "compiled    " not in file.getvalue()
+    assert "shapes of batches" not in file.getvalue()[before:]
 
 
 @pytest.mark.usefixtures("without_figures")

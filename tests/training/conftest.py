@@ -4,17 +4,19 @@ that are known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mishap import Striking, befall, spare
+from runs import LEVELS, small_run
 
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.data.batching import Packer, Source
-from pykinml_func.data.database import write_database
+from pykinml_func.data.formats.database import write_database
 from pykinml_func.potential.energy import init_params
 from pykinml_func.training.optimizers import adam
 from pykinml_func.training.step import Objective, init_state
@@ -83,7 +85,7 @@ def chain_labelled(make_structures: Callable[..., Structures]) -> Structures:
 @pytest.fixture(scope="session")
 def make_batch(labelled: Structures, make_source: Callable[..., Source]) -> MakeBatch:
     """A batch of `structures` (default: `labelled`): index, contents (positions, aevs or jacobians), the size it is
-    padded to, precision.
+    padded to, precision; the share of one of several ranks.
     """
 
     def make(
@@ -92,13 +94,22 @@ def make_batch(labelled: Structures, make_source: Callable[..., Source]) -> Make
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float64,
         structures: Structures = labelled,
+        share: tuple[int, int] = (0, 1),
     ) -> Batch:
         source = make_source(structures, AEV, contents)
         members = np.resize(np.arange(len(FORMULAS)), max(len(FORMULAS), batch_size or 0))  # no batch is larger
-        packer = Packer(source, members, batch_size or len(index), dtype, torch.device("cpu"))
-        return packer.pack(np.asarray(index))
+        packer = Packer(source, members, batch_size or len(index), dtype, torch.device("cpu"), share)
+        (batch,) = packer.batches(np.asarray(index))
+        return batch
 
     return make
+
+
+@pytest.fixture
+def struck() -> Iterator[Striking]:
+    """Lets something befall this process at its batch of that number, until the test is over."""
+    yield befall
+    spare()
 
 
 BASES = {
@@ -178,31 +189,10 @@ def level_databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(databases: Path, tmp_path: Path) -> dict[str, Any]:
     """Settings of a run of a second, to which a test adds its own."""
-    return {
-        "input": (str(databases / "*.db"),),
-        "prepared": tmp_path / "prepared",
-        "output": tmp_path / "run",
-        "n_radial": 6,
-        "n_angular_radial": 2,
-        "n_angular": 3,
-        "neurons": (8, 4, 1),
-        "activations": ("gaussian", "gaussian", "identity"),
-        "split": (16, 4, 4),
-        "batch_size": 5,
-        "learning_rate": 1e-2,
-        "epochs": 4,
-        "compile": "off",
-        "threads": 1,
-    }
+    return small_run(databases, tmp_path)
 
 
 @pytest.fixture
 def level_settings(settings: dict[str, Any], level_databases: Path) -> dict[str, Any]:
     """Settings of a run of a second on levels 1 and 2."""
-    return {
-        **settings,
-        "input": (str(level_databases / "*.db"),),
-        "multi_fidelity": True,
-        "low_fidelity": (1,),
-        "fidelity": 2,
-    }
+    return {**settings, "input": (str(level_databases / "*.db"),), **LEVELS}

@@ -11,20 +11,29 @@ import torch
 from runs import assert_same, differ
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from pykinml_func.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from pykinml_func.training.metrics import stack_sums, unstack_sums
 from pykinml_func.training.optimizers import adam, sgd, soap
 from pykinml_func.training.schedules import ScheduleState
 from pykinml_func.training.step import Objective, build_train_step, init_state
-from pykinml_func.types import Batch, Params, Structures, TrainState
+from pykinml_func.types import Batch, ErrorSums, Params, StepSums, Structures, TrainState
 
 Rewrite = Callable[..., Path]
 MakeBatch = Callable[..., Batch]
 LEARNED = Objective(forces=True, learned=True)
+FRESH = ScheduleState(1e-3)
 
 
 @pytest.fixture
@@ -110,6 +119,20 @@ def trained(config: ModelConfig, params: Params, batch: Batch, ema: float = 0.0)
     return state
 
 
+def save(
+    directory: Path,
+    config: ModelConfig,
+    state: TrainState,
+    schedule: ScheduleState = FRESH,
+    optimizer: str = "adam",
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint, of the seventh epoch unless `progress` says otherwise. Returns its path."""
+    done = progress or Progress(7, 0, "some data", state.params, None)
+    save_checkpoint(directory, config, state, schedule, optimizer, done)
+    return newest_checkpoint(directory)
+
+
 def test_a_model_of_several_levels_comes_back_bit_for_bit(tmp_path: Path, model_config: ModelConfig) -> None:
     """A level above the lowest has inputs of another length."""
     config = model_config.model_copy(update={"fidelities": (0, 2, 5), "pass_energy": True, "sum_levels": False})
@@ -126,8 +149,9 @@ def test_a_checkpoint_holds_the_training_state_and_loads_as_a_model(
     tmp_path: Path, chain_config: ModelConfig, chain_params: Params, make_batch: MakeBatch, chain_labelled: Structures
 ) -> None:
     state = trained(chain_config, chain_params, make_batch(structures=chain_labelled))
-    path, schedule = tmp_path / "checkpoints" / "epoch_00007.safetensors", ScheduleState(5e-4, 7, 1.25, 3)
-    save_checkpoint(path, chain_config, state, schedule, "adam")
+    schedule = ScheduleState(5e-4, 7, 1.25, 3)
+    path = save(tmp_path, chain_config, state, schedule)
+    assert path == tmp_path / "checkpoints" / "epoch_00007.safetensors"
     config, params = load_model(path)
     assert config == chain_config
     assert_same(state.params, params)
@@ -142,8 +166,8 @@ def test_a_checkpoint_holds_the_training_state_and_loads_as_a_model(
 def test_a_checkpoints_model_is_the_running_mean_where_one_is_taken(
     tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
 ) -> None:
-    path, state = tmp_path / "mean.safetensors", trained(model_config, params, make_batch(), ema=0.9)
-    save_checkpoint(path, model_config, state, ScheduleState(1e-3), "adam")
+    state = trained(model_config, params, make_batch(), ema=0.9)
+    path = save(tmp_path, model_config, state)
     assert differ(state.average, state.params.networks)
     assert_same(load_model(path)[1], Params(state.average, state.params.self_energies))
     assert_same(load_checkpoint(path, adam(), "adam", 2).last, state.params.networks)
@@ -152,15 +176,15 @@ def test_a_checkpoints_model_is_the_running_mean_where_one_is_taken(
 def test_a_checkpoint_of_format_2_keeps_its_optimizer(
     tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
 ) -> None:
-    """It knows neither means of the networks nor cosines."""
-    path, state = tmp_path / "old.safetensors", trained(model_config, params, make_batch())
-    save_checkpoint(path, model_config, state, ScheduleState(5e-4, 7, 1.25, 3), "adam")
+    """It knows neither means of the networks nor cosines, nor how far its run was."""
+    state = trained(model_config, params, make_batch())
+    path = save(tmp_path, model_config, state, ScheduleState(5e-4, 7, 1.25, 3))
     old = {"learning_rate": 5e-4, "epochs": 7, "best": 1.25, "epochs_without_improvement": 3}
     training = json.dumps({"optimizer": "adam", "schedule": old})
     save_file(load_file(path), path, {**metadata_of(path), "training": training, "format_version": "2"})
     assert_same(load_model(path)[1], state.params)
     found = load_checkpoint(path, adam(), "adam", 2)
-    assert found.last == () and found.schedule == ScheduleState(5e-4, 7, 1.25, 3)
+    assert found.last == () and found.schedule == ScheduleState(5e-4, 7, 1.25, 3) and found.progress is None
     assert_same(found.optimizer, state.optimizer)
 
 
@@ -169,8 +193,8 @@ def test_soap_comes_back_bit_for_bit(
 ) -> None:
     state = init_state(params, soap(), Objective(forces=True), 1e-3)
     state, _ = build_train_step(model_config, soap(), Objective(forces=True))(state, make_batch())
-    save_checkpoint(tmp_path / "soap.safetensors", model_config, state, ScheduleState(1e-3), "soap")
-    assert_same(load_checkpoint(tmp_path / "soap.safetensors", soap(), "soap", 0).optimizer, state.optimizer)
+    path = save(tmp_path, model_config, state, optimizer="soap")
+    assert_same(load_checkpoint(path, soap(), "soap", 0).optimizer, state.optimizer)
 
 
 def test_sgd_keeps_its_one_moment(
@@ -178,9 +202,47 @@ def test_sgd_keeps_its_one_moment(
 ) -> None:
     state = init_state(params, sgd(), Objective(), 1e-3)
     state, _ = build_train_step(model_config, sgd(), Objective())(state, make_batch(contents="aevs"))
-    save_checkpoint(tmp_path / "sgd.safetensors", model_config, state, ScheduleState(1e-3), "sgd")
-    found = load_checkpoint(tmp_path / "sgd.safetensors", sgd(), "sgd", 0)
+    found = load_checkpoint(save(tmp_path, model_config, state, optimizer="sgd"), sgd(), "sgd", 0)
     assert_same(found.optimizer, state.optimizer)
+
+
+@pytest.mark.parametrize("contents", ["aevs", "jacobians"])
+def test_progress_within_an_epoch_comes_back(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch, contents: str
+) -> None:
+    """With the sums over the errors of each batch that is done, and the best parameters, which are others."""
+    objective = Objective(forces=contents != "aevs")
+    step, state, found = build_train_step(model_config, adam(), objective), init_state(params, adam(), objective, 1), []
+    for index in ([0, 1], [2, 3, 4]):
+        state, sums = step(state, make_batch(index, contents))
+        found.append(sums)
+    path = save(tmp_path, model_config, state, progress=Progress(2, 2, "some data", params, stack_sums(found)))
+    assert path.name == "epoch_00002_batch_0000002.safetensors"
+    progress = load_checkpoint(path, adam(), "adam", 0).progress
+    assert progress is not None and progress[:3] == (2, 2, "some data") and progress.sums is not None
+    assert_same(progress.best, params)
+    assert_same(load_model(path)[1], state.params)
+    for mine, theirs in zip(unstack_sums(progress.sums), found, strict=True):
+        assert (mine.force is None) == (theirs.force is None) == (contents == "aevs")
+        assert_same([part for part in mine if part], [part for part in theirs if part])
+
+
+def test_the_newest_checkpoint_is_that_of_the_latest_batch(
+    tmp_path: Path, model_config: ModelConfig, state: TrainState
+) -> None:
+    """One from within an epoch makes way for the next one; those of whole epochs stay."""
+    sums = stack_sums([StepSums(ErrorSums(*torch.ones(4, 1, dtype=torch.float64)), None)] * 12)
+    for epoch, batch in ((9, 0), (10, 2), (10, 12), (11, 0), (11, 1)):
+        part = tree_map_only(torch.Tensor, lambda column, k=batch: column[:k], sums) if batch else None
+        newest = save(tmp_path, model_config, state, progress=Progress(epoch, batch, "", state.params, part))
+        assert newest.stem == f"epoch_{epoch:05d}" + (f"_batch_{batch:07d}" if batch else "")
+    left = sorted(path.stem for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["epoch_00009", "epoch_00011", "epoch_00011_batch_0000001"]
+
+
+def test_a_directory_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"must be the directory of a run that was cut short, got no checkpoints in"):
+        newest_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +262,7 @@ def test_a_state_of_other_training_is_refused(
     n_tasks: int,
     told: str,
 ) -> None:
-    path = tmp_path / "epoch_00001.safetensors"
-    save_checkpoint(path, model_config, trained(model_config, params, make_batch()), ScheduleState(1e-3), "adam")
+    path = save(tmp_path, model_config, trained(model_config, params, make_batch()))
     with pytest.raises(ModelError, match=told):
         load_checkpoint(path, adam(), optimizer_name, n_tasks)
 

@@ -1,24 +1,26 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from mishap import Striking
 from runs import Listener, Settings, assert_same, changed_copy, differ, heard, lines_of, run, timeless
-from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
-from pykinml_func.data.sources import read_structures
+from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError, PyKinMLError
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential import aev_kernel
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.checkpoint import load_model, newest_checkpoint
 from pykinml_func.training.fit import fit
 
 KCAL = 23.060548
@@ -300,45 +302,55 @@ def test_an_interrupt_keeps_what_was_trained(settings: Settings, tmp_path: Path)
     assert_same(load_model(result.directory / "model.safetensors")[1], shorter.params)
 
 
-def test_an_interrupt_within_an_epoch_leaves_the_checkpoint_of_the_epoch_before(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupt_within_an_epoch_keeps_the_epochs_before_and_the_batches_since(
+    settings: Settings, struck: Striking, tmp_path: Path
 ) -> None:
-    from pykinml_func.training import loop as module
-
-    build, calls = module.build_train_step, []
-
-    def interrupted(*arguments: Any) -> Any:
-        step = build(*arguments)
-
-        def counted(state: Any, batch: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 11:  # the third batch of the third epoch
-                raise KeyboardInterrupt
-            return step(state, batch)
-
-        return counted
-
     shorter = run(settings, epochs=2, output=tmp_path / "shorter")
-    monkeypatch.setattr(module, "build_train_step", interrupted)
+    struck(13, "SIGINT")  # before the third batch of the third epoch, of five with that of validation
     result = run(settings, epochs=50)
-    name = "checkpoints/epoch_00002.safetensors"
-    found, expected = load_file(result.directory / name), load_file(shorter.directory / name)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert result.stopped_by == signal.SIGINT
+    assert timeless(lines_of(result.directory)) == timeless(lines_of(shorter.directory))
+    assert_same(load_model(result.directory / "model.safetensors")[1], shorter.params)
+    assert newest_checkpoint(result.directory).stem == "epoch_00002_batch_0000003"
 
 
-def test_an_interrupt_before_the_first_epoch_is_an_interrupt(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pykinml_func.training import loop as module
-
-    def interrupted(_state: Any, _batch: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "build_train_step", lambda *_: interrupted)
+def test_an_interrupt_in_the_first_epoch_is_an_interrupt(settings: Settings, struck: Striking) -> None:
+    struck(2, "SIGINT")
     with pytest.raises(KeyboardInterrupt):
         run(settings)
-    assert not (settings["output"] / "model.safetensors").exists()
+    assert not settings["output"].exists()
+
+
+def test_a_scheduler_that_ends_a_run_in_its_first_epoch_can_resume_it(settings: Settings, struck: Striking) -> None:
+    struck(2, "SIGTERM")
+    result = run(settings)
+    assert (result.stopped_by, result.history, result.errors) == (signal.SIGTERM, [], {})
+    assert newest_checkpoint(result.directory).stem == "epoch_00000_batch_0000002"
+    assert (result.directory / "config.toml").exists() and (result.directory / "split.txt").exists()
+    assert not (result.directory / "model.safetensors").exists()
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(settings: Settings, struck: Striking) -> None:
+    """As it was after its last checkpoint: that of a batch half done would be none."""
+    struck(13, "SIGINT", "SIGINT")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, epochs=50, save_every=2)
+    assert newest_checkpoint(settings["output"]).stem == "epoch_00002"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_scheduler_may_repeat_its_signal(settings: Settings, struck: Striking) -> None:
+    struck(13, "SIGTERM", "SIGTERM")
+    assert run(settings, epochs=50).stopped_by == signal.SIGTERM
+    assert newest_checkpoint(settings["output"]).stem == "epoch_00002_batch_0000003"
+
+
+def test_several_ranks_that_nobody_started_are_refused(settings: Settings) -> None:
+    with pytest.raises(
+        ConfigError, match=r"2 ranks train in as many processes, and this is one alone; .*--nproc-per-node 2"
+    ):
+        run(settings, ranks=2)
+    assert not settings["output"].exists()
 
 
 def test_self_energies_are_the_least_squares_fit_to_the_training_part(settings: Settings) -> None:
@@ -372,13 +384,14 @@ def test_the_prepared_set_is_reused(settings: Settings, tmp_path: Path) -> None:
         fit(build_config({**settings, **change, "output": tmp_path / str(number)}), listener)
     assert [listener.reused for listener in listeners] == [False, True, True, False]
     features = [listener.features for listener in listeners]
-    assert features == [["aevs of 24"], [], ["jacobians of 24"], ["aevs of 24"]]
+    new = ["structures of 24", "aevs of 24"]
+    assert features == [new, [], ["jacobians of 24"], new]
 
 
 def test_the_positions_path_stores_neither_aevs_nor_jacobians(settings: Settings) -> None:
     listener = Listener()
     fit(build_config({**settings, "forces": True, "force_path": "positions"}), listener)
-    assert listener.features == []
+    assert listener.features == ["structures of 24"]
     assert not [path for path in settings["prepared"].rglob("*.npy") if path.stem in ("aevs", "jacobians")]
 
 
@@ -433,10 +446,9 @@ def test_single_precision_networks_and_double_self_energies(settings: Settings, 
 def test_a_directory_takes_one_run_at_a_time(settings: Settings) -> None:
     output = Path(settings["output"])
     output.mkdir()
-    (output / "running").touch()
-    with pytest.raises(ConfigError, match=r"is being written by another run; choose another with --output"):
+    told = r"is being written by another run; choose another with --output"
+    with FileLock(output / "running"), pytest.raises(ConfigError, match=told):
         run(settings)
-    (output / "running").unlink()
     run(settings)
     assert not (output / "running").exists()
 

@@ -10,7 +10,7 @@ import torch
 from runs import Settings, assert_same, changed_copy, heard, lines_of, run, timeless
 from safetensors.torch import load_file
 
-from pykinml_func.data.database import read_databases
+from pykinml_func.data.formats.database import read_databases
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.potential.forces import level_energies_and_forces
@@ -40,7 +40,7 @@ def test_delta_learns_the_difference_of_two_levels(settings: Settings, level_dat
     for m in split.test:
         atoms = slice(labels.offsets[m], labels.offsets[m + 1])
         energy, _ = level_energies_and_forces(
-            config, result.params, species[atoms], torch.from_numpy(labels.positions[atoms])
+            config, result.params, species[atoms], torch.tensor(labels.positions[atoms])
         )
         errors.append(abs(energy[0].item() - labels.energies[m, 0]))
     assert result.errors["test"]["energy_mae"] == pytest.approx(KCAL * np.mean(errors), rel=1e-6)
@@ -93,7 +93,7 @@ def test_errors_are_those_of_the_labels_that_are_there(level_settings: Settings)
         for m in members:
             atoms = slice(labels.offsets[m], labels.offsets[m + 1])
             species = torch.from_numpy(np.where(labels.numbers[atoms] == 6, 0, 1))
-            found = level_energies_and_forces(config, params, species, torch.from_numpy(labels.positions[atoms]))
+            found = level_energies_and_forces(config, params, species, torch.tensor(labels.positions[atoms]))
             energies.append(found[0].numpy() - labels.energies[m])
             forces.append(found[1].movedim(0, 1).numpy() - labels.forces[atoms])
         for column, prefix in enumerate(("level_0_", "level_1_", "")):

@@ -106,7 +106,9 @@ def test_self_energies_are_fitted_anew_to_another_level(
 def test_a_kept_optimizer_goes_on_as_if_it_had_not_stopped(
     settings: Settings, again: Settings, tmp_path: Path, training: Settings
 ) -> None:
-    """Bit for bit: parameters, moments, loss weights, and every record."""
+    """Bit for bit: parameters, moments, loss weights, and every record. The model it starts from does not compete for
+    the best one.
+    """
     settings |= training
     again |= training
     whole = run(settings, epochs=7, output=tmp_path / "whole")
@@ -116,7 +118,7 @@ def test_a_kept_optimizer_goes_on_as_if_it_had_not_stopped(
     assert continued == timeless(whole.history)[3:]
     found, expected = load_file(checkpoint(rest.directory, 4)), load_file(checkpoint(whole.directory, 7))
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected if not name.startswith("best."))
 
 
 def test_a_kept_schedule_forgets_the_best_error_of_the_other_validation_set(

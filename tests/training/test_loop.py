@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_fast_run_that_was_cut_short_ends_as_it_would_have(settings: Settings,
     whole = run(settings, **FAST)
     listener = Listener(interrupt_after=2)
     cut = fit(build_config({**settings, **FAST, "output": tmp_path / "cut"}), listener)
-    assert cut.interrupted
+    assert cut.stopped_by == signal.SIGINT
     rest = {key: value for key, value in {**settings, **FAST}.items() if key != "learning_rate"} | {"epochs": 2}
     start = cut.directory / "checkpoints" / "epoch_00002.safetensors"
     resumed, setup = heard({**rest, "output": tmp_path / "rest"}, start_from=start, keep_optimizer=True)

@@ -13,7 +13,6 @@ from pykinml_func.training.losses import (
     energy_loss,
     force_loss,
     learned_loss,
-    structures_with_forces,
     weighted_loss,
 )
 from pykinml_func.types import Batch, Structures
@@ -79,8 +78,8 @@ def test_missing_labels_and_padding_are_left_out_of_every_level(
     expected = slow_losses(chain_labelled, batch, energies.numpy(), forces.numpy())
     np.testing.assert_allclose(energy_loss(batch, energies).numpy(), expected[0], rtol=1e-12)
     np.testing.assert_allclose(force_loss(batch, forces).numpy(), expected[1], rtol=1e-12)
-    assert batch.component_weights is not None
-    assert structures_with_forces(batch.component_weights).tolist() == [4, 3]
+    assert batch.n_energies.tolist() == [4, 4]
+    assert batch.n_forces is not None and batch.n_forces.tolist() == [4, 3]
 
 
 def test_a_missing_label_has_no_influence_whatever_stands_in_its_place(
@@ -162,6 +161,28 @@ def test_a_task_without_labels_leaves_its_weight_alone() -> None:
     expected = math.exp(1) * 0.5 - 1 + math.exp(-2) * 20 + 2
     assert learned_loss(losses, labelled, LOG_VARIANCES).item() == pytest.approx(expected, rel=1e-14)
     assert (grad(learned_loss, argnums=2)(losses, labelled, LOG_VARIANCES) == 0).tolist() == [False, True, False]
+
+
+def test_the_losses_of_all_shares_are_those_of_the_whole_batch(
+    make_batch: MakeBatch, chain_labelled: Structures
+) -> None:
+    """Of seven ranks two have nothing."""
+    whole = make_batch(structures=chain_labelled)
+    energies, forces = predicted(whole)
+    expected = torch.cat([energy_loss(whole, energies), force_loss(whole, forces)])
+    found, learned = torch.zeros_like(expected), torch.zeros((), dtype=torch.float64)
+    for rank in range(7):
+        share, is_there = make_batch(structures=chain_labelled, share=(rank, 7)), rank < 5
+        assert share.forces is not None and share.share == (1 / 5 if is_there else 0)
+        own = torch.ones_like(share.forces)
+        if is_there:  # one structure, in slots of its own
+            own[share.structure_index == 0] = forces[whole.structure_index == rank]
+        losses = torch.cat([energy_loss(share, energies[[rank if is_there else 0]]), force_loss(share, own)])
+        found += losses
+        learned += learned_loss(losses, torch.ones(4), LOG_VARIANCES[[0, 1, 2, 1]], share.share)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    together = learned_loss(expected, torch.ones(4), LOG_VARIANCES[[0, 1, 2, 1]])
+    torch.testing.assert_close(learned, together, rtol=1e-13, atol=0)
 
 
 def test_a_force_loss_needs_forces(make_batch: MakeBatch) -> None:

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from pykinml_func.training.metrics import add_sums, error_sums, level_prefixes, step_sums, summary
-from pykinml_func.types import Batch, StepSums, Structures
+from pykinml_func.training.metrics import (
+    add_sums,
+    error_sums,
+    level_prefixes,
+    stack_sums,
+    step_sums,
+    summary,
+    unstack_sums,
+)
+from pykinml_func.types import Batch, ErrorSums, StepSums, Structures
 
 MakeBatch = Callable[..., Batch]
 KCAL = 23.060547830619
@@ -100,6 +108,17 @@ def test_energies_alone(make_batch: MakeBatch) -> None:
     assert summary(add_sums([sums, sums])) == pytest.approx(
         {"energy_mae": KCAL, "energy_rmse": KCAL, "energy_max": KCAL}, rel=1e-7
     )
+
+
+@pytest.mark.parametrize("forces", [False, True])
+def test_unstacking_inverts_stacking(forces: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [[ErrorSums(*torch.rand(4, 2, generator=generator)) for _ in "ef"] for _ in range(3)]
+    sums = [StepSums(energy, force if forces else None) for energy, force in drawn]
+    for found, expected in zip(unstack_sums(stack_sums(sums)), sums, strict=True):
+        assert (found.force is None) == (not forces)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine is theirs is None or all(map(torch.equal, mine, theirs))
 
 
 def test_single_precision_errors_add_up_in_double() -> None:

@@ -10,16 +10,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.potential.forces import level_energies_and_forces
-from pykinml_func.training.metrics import summary
+from pykinml_func.training.metrics import add_sums, summary
 from pykinml_func.training.optimizers import adam, sgd
 from pykinml_func.training.step import (
     Objective,
     build_eval_step,
+    build_gradients,
     build_predict_step,
     build_train_step,
     init_state,
 )
-from pykinml_func.types import Batch, Params, Structures, Trainable, TrainState
+from pykinml_func.types import Batch, Params, StepSums, Structures, Trainable, TrainState
 
 MakeBatch = Callable[..., Batch]
 SPECIES = {6: 0, 1: 1}
@@ -210,6 +211,34 @@ def test_a_step_is_pure(
     moved = zip(tree_leaves(first[0].params.networks), tree_leaves(state.params.networks), strict=True)
     assert all((now - then).abs().max() > 1e-5 for now, then in moved)
     assert torch.equal(first[0].params.self_energies, state.params.self_energies)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
+@pytest.mark.parametrize(("contents", "objective"), CHAIN_PATHS)
+def test_the_gradients_of_all_shares_are_that_of_the_whole_batch(
+    chain_config: ModelConfig,
+    chain_params: Params,
+    chain_labelled: Structures,
+    make_batch: MakeBatch,
+    contents: str,
+    objective: Objective,
+    ranks: int,
+) -> None:
+    """And so are the sums over the errors. Shares are of unequal sizes; of seven ranks two have none."""
+    state = init_state(chain_params, adam(), objective, 1e-3)
+    trainable = state.trainable._replace(log_variances=state.log_variances + torch.arange(len(state.log_variances)) / 4)
+    gradients_of = build_gradients(chain_config, objective)
+
+    def found(share: tuple[int, int]) -> tuple[Trainable, StepSums]:
+        batch = make_batch(contents=contents, structures=chain_labelled, share=share)
+        return gradients_of(trainable, batch, state.force_weight)
+
+    whole, sums = found((0, 1))
+    parts = [found((rank, ranks)) for rank in range(ranks)]
+    together = tree_map(lambda *each: torch.stack(each).sum(dim=0), *(gradients for gradients, _ in parts))
+    for mine, theirs in zip(tree_leaves(together), tree_leaves(whole), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert summary(add_sums(own for _, own in parts), (0, 3)) == pytest.approx(summary(sums, (0, 3)), rel=1e-12)
 
 
 def test_force_paths_give_the_same_state(
