@@ -32,7 +32,7 @@ from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import fill_aevs, fill_jacobians, jacobian_shape
 from pykinml_func.data.formats.database import read_databases
 from pykinml_func.data.formats.sources import find_inputs
-from pykinml_func.data.labels import training_labels
+from pykinml_func.data.labels import has_forces, training_labels
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.potential.self_energies import subtract_self_energies
 from pykinml_func.training.metrics import add_sums, summary
@@ -132,7 +132,7 @@ def _source(
     energies = subtract_self_energies(saes, torch.from_numpy(counts), reference).numpy()
     source = Source(species, structures.positions, structures.offsets, len(aev.elements), energies)
     if forces:
-        source = source._replace(forces=structures.forces)
+        source = source._replace(forces=structures.forces, has_forces=has_forces(structures))
     if not forces or force_path == "jacobian":
         aevs = np.empty((len(species), aev.length))
         fill_aevs(aev, structures, "native", aevs, lambda _: None)

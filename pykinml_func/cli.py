@@ -93,6 +93,16 @@ def _run_config(config: list[Path] | None, typed: dict[str, Any]) -> RunConfig:
     return build_config(typed, read_toml(config[0]) if config else {})
 
 
+def _resumed_config(run: Path, config: list[Path] | None, overwrite: bool, typed: dict[str, Any]) -> RunConfig:
+    """Settings of the run in a directory, and those typed. Raises ConfigError."""
+    if config or overwrite:
+        given = config[0] if config else "--overwrite"
+        raise ConfigError(f"resume takes its settings from {run}, got {given} too; leave one of them out")
+    from pykinml_func.config.resume import resumed_config
+
+    return resumed_config(run, typed)
+
+
 ConfigFile = Annotated[
     list[Path] | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; options win over them.")
 ]
@@ -136,43 +146,6 @@ def train(
         raise typer.Exit(_RESUME_ME)
 
 
-_MAY_CHANGE: tuple[str, ...] = (
-    "epochs",
-    "device",
-    "ranks",
-    "fsdp",
-    "ddp",
-    "gpus",
-    "threads",
-    "workers",
-    "save_every",
-    "compile",
-)
-_MAY_CHANGE += ("prepared", "valid_batch_size", "test_batch_size")
-"""Settings that a resumed run may have other values of: they decide how long, where and how fast, not what is found."""
-
-
-def _resumed_config(run: Path, config: list[Path] | None, overwrite: bool, typed: dict[str, Any]) -> RunConfig:
-    """The settings of the run in a directory, with those typed that may change. Raises ConfigError."""
-    if config or overwrite:
-        given = config[0] if config else "--overwrite"
-        raise ConfigError(f"resume takes its settings from {run}, got {given} too; leave one of them out")
-    file = run / "config.toml"
-    if not file.is_file():
-        raise ConfigError(f"resume must be the directory of a run, got {run} without a config.toml; name another one")
-    from pykinml_func.config.build import build_config
-    from pykinml_func.config.names import canonical
-    from pykinml_func.config.toml import read_toml
-
-    fixed = sorted(canonical(typed).keys() - set(_MAY_CHANGE))
-    if fixed:
-        raise ConfigError(
-            f"resume goes on with the settings of {run}, and {', '.join(fixed)} cannot change on the way; leave it "
-            "out, or begin a new run with --start-from"
-        )
-    return build_config({**typed, "output": str(run)}, read_toml(file))
-
-
 def prepare(config: ConfigFile = None, *, settings: dict[str, Any]) -> None:
     """Read databases and write the prepared set (AEVs on disk) that `train` with the same settings then reuses."""
     run = _run_config(config, settings)
@@ -209,8 +182,7 @@ def predict(
         raise ConfigError(f"output must go to a directory that is there, got {output}; make {output.parent} first")
     if output is not None:
         check_output(output)
-        if output.resolve() in {Path(path).resolve() for path in (model, *inputs, low_level or model)}:
-            raise ConfigError(f"output must differ from what is read, got {output}; give another name")
+        _check_own_output(output, model, *inputs, Path(low_level or model))
     predictor, source = Predictor.load(model), None
     if low_level is not None:
         check_low_level(predictor.model_config, "attached")
@@ -237,6 +209,60 @@ def _low_level(text: str, model: ModelConfig) -> LowLevel:
         kind = "a difference of levels" if found.baseline is not None else f"of level {found.fidelities[-1]}"
         raise ConfigError(f"low_level must be a model of level {model.baseline}, got {text}, which is {kind}")
     return calculator
+
+
+@app.command()
+def frequencies(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="A model.safetensors of `pykinml train`; of several, the mean."),
+    ],
+    structures: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Structures: a file that train reads, or any that ASE reads.")
+    ],
+    relax: Annotated[bool, typer.Option("--relax", help="Go downhill to a minimum first.")] = False,
+    temperature: Annotated[float, typer.Option(help="K, of enthalpy and Gibbs energy.")] = 298.15,
+    pressure: Annotated[float, typer.Option(help="Pa, of the Gibbs energy.")] = 101325.0,
+    symmetry: Annotated[int, typer.Option(help="Symmetry number: 2 for H2O, 12 for CH4.")] = 1,
+    spin: Annotated[float, typer.Option(help="Half the number of unpaired electrons.")] = 0.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the modes as .xyz, .extxyz, .molden or .json (of ASE).")
+    ] = None,
+) -> None:
+    """Wavenumbers, zero-point energy, enthalpy and Gibbs energy of structures, with the spread of several models.
+
+    Second derivatives are exact. Energies are those of an ideal gas of rigid rotors and harmonic vibrations. Example:
+    pykinml frequencies model.safetensors h2o.xyz --relax --symmetry 2 -o modes.xyz
+    """
+    from pykinml_func.data.formats.sources import read_structures
+    from pykinml_func.inference.mode_files import check_mode_file, write_modes
+    from pykinml_func.inference.thermochemistry import Conditions, check_conditions, thermochemistry
+    from pykinml_func.inference.vibrations import vibrations
+    from pykinml_func.report.frequencies import print_frequencies
+    from pykinml_func.training.checkpoint import load_model
+
+    conditions = Conditions(temperature, pressure, symmetry, spin)
+    check_conditions(conditions)
+    if output is not None:
+        check_mode_file(output)
+        _check_own_output(output, *models, structures)
+    loaded, images = [load_model(path) for path in models], read_structures([structures])
+    if output is not None and len(images) > 1:
+        raise ConfigError(
+            f"output takes the modes of one structure, got {len(images)} in {structures}; give a file of one"
+        )
+    for image in images:
+        found = vibrations(loaded, image, relax=relax)
+        gas = thermochemistry(found, conditions) if found.n_imaginary < 2 else None
+        if output is not None:
+            write_modes(output, found)
+        print_frequencies(found, gas, conditions, output)
+
+
+def _check_own_output(output: Path, *read: Path) -> None:
+    """Raises ConfigError where `output` is a file that is read."""
+    if output.resolve() in {path.resolve() for path in read}:
+        raise ConfigError(f"output must differ from what is read, got {output}; give another name")
 
 
 _CONVERT_SETTINGS: tuple[str, ...] = ("elements", "radial_cutoff", "angular_cutoff", "n_radial", "n_angular_radial")

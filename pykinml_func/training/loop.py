@@ -19,9 +19,10 @@ from pykinml_func.config import RunConfig
 from pykinml_func.data.loader import Loader
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.files import write_atomically
+from pykinml_func.training.batch_sums import BatchSums
 from pykinml_func.training.checkpoint import Progress, save_checkpoint, save_model
 from pykinml_func.training.compilation import RecordedStep
-from pykinml_func.training.metrics import add_sums, best_record, level_prefixes, stack_sums, summary, unstack_sums
+from pykinml_func.training.metrics import add_stacked, best_record, level_prefixes, summary, unstack_sums
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, build_schedule, force_weight_at
@@ -74,7 +75,7 @@ class Loop:
         self._step, self._state = self._step_of(compiled)
         self.best, self._best_rmse = state.evaluated, math.inf
         self.history: list[dict[str, float]] = []
-        self._sums: list[StepSums] = []
+        self._sums = BatchSums(loaders["train"].n_batches)
         valid = loaders["valid"]
         self._kept = list(valid.epoch(0)) if len(valid.packer.members) <= _KEPT_STRUCTURES else None
 
@@ -125,7 +126,8 @@ class Loop:
             sums = progress.sums
             if not self.ranks.is_first:  # they are of all ranks
                 sums = tree_map_only(Tensor, torch.zeros_like, sums)
-            self._sums = unstack_sums(sums)
+            for own in unstack_sums(sums):
+                self._sums.append(own)
 
     def run_epoch(self) -> dict[str, float]:
         """Train on the batches that are left of an epoch, validate, adapt the learning rate. Returns its record.
@@ -137,7 +139,7 @@ class Loop:
             self._state, sums = self._step(self._state, batch)
             self._sums.append(sums)
         state = self.state
-        train = summary(self._total(add_sums(self._sums)), levels)
+        train = summary(self._total(add_stacked(self._sums.stacked)), levels)
         valid = summary(self._total(self._validated(state.evaluated)), levels)
         rmse = valid["energy_rmse"]
         if not math.isfinite(rmse) or not math.isfinite(train["energy_rmse"]):
@@ -158,7 +160,8 @@ class Loop:
         self.schedule = self._advance(self.schedule, rmse)
         rate = torch.full_like(state.learning_rate, self.schedule.learning_rate)
         weight = torch.full_like(state.force_weight, force_weight_at(self.config.training, self.schedule))
-        self._state, self._sums = self._state._replace(learning_rate=rate, force_weight=weight), []
+        self._state = self._state._replace(learning_rate=rate, force_weight=weight)
+        self._sums = BatchSums(len(self._sums))
         self.history.append(record)
         return record
 
@@ -172,11 +175,17 @@ class Loop:
 
     def _validated(self, params: Params) -> StepSums:
         batches = iter(self._kept) if self._kept is not None else self.loaders["valid"].epoch(0)
-        return add_sums(self._evaluate(params, batch) for batch in self._unless_stopped(batches))
+        return self._evaluated(params, "valid", self._unless_stopped(batches))
+
+    def _evaluated(self, params: Params, part: str, batches: Iterator[Batch]) -> StepSums:
+        found = BatchSums(self.loaders[part].n_batches)
+        for batch in batches:
+            found.append(self._evaluate(params, batch))
+        return add_stacked(found.stacked)
 
     def errors(self, part: str) -> dict[str, float]:
         """The errors of the best parameters on a part of the split."""
-        sums = add_sums(self._evaluate(self.best, batch) for batch in self.loaders[part].epoch(0))
+        sums = self._evaluated(self.best, part, self.loaders[part].epoch(0))
         return summary(self._total(sums), self.config.model.fidelities)
 
     def _total(self, sums: StepSums) -> StepSums:
@@ -206,7 +215,7 @@ class Loop:
 
     def save_checkpoint(self, directory: Path, data: str) -> None:
         """Write all that it takes to go on. data: what the run trains on, see `resume.fingerprint`."""
-        sums = self._total(stack_sums(self._sums)) if self._sums else None
+        sums = self._total(self._sums.stacked) if self._sums else None
         state = self.state
         if not self.ranks.is_first:
             return

@@ -40,7 +40,11 @@ def step_sums(batch: Batch, energies: Tensor, forces: Tensor | None = None) -> S
 
 def add_sums(sums: Iterable[StepSums]) -> StepSums:
     """The sums of several batches as one's."""
-    stacked = stack_sums(list(sums))
+    return add_stacked(stack_sums(list(sums)))
+
+
+def add_stacked(stacked: StepSums) -> StepSums:
+    """The sums of batches that lie side by side, (k,L) each, as one's."""
     return StepSums(_add(stacked.energy), None if stacked.force is None else _add(stacked.force))
 
 
