@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from pykinml_func.data.formats.sources import read_structures
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.predictor import Predictor
+    from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
+    from pykinml_func.inference.vibrations import vibrations
     from pykinml_func.potential.aev import aev_jacobians, aevs
     from pykinml_func.potential.energy import energy, init_params, level_energies
     from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
+    from pykinml_func.potential.hessian import hessian, hessian_vector_product
     from pykinml_func.training.checkpoint import load_model, save_model
     from pykinml_func.training.fit import fit
     from pykinml_func.training.optimizers import adam, adamw, sgd
@@ -31,9 +34,12 @@ _HOMES = {
     "data.formats.sources": ("read_structures",),
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.predictor": ("Predictor",),
+    "inference.thermochemistry": ("Conditions", "thermochemistry"),
+    "inference.vibrations": ("vibrations",),
     "potential.aev": ("aev_jacobians", "aevs"),
     "potential.energy": ("energy", "init_params", "level_energies"),
     "potential.forces": ("energy_and_forces", "level_energies_and_forces"),
+    "potential.hessian": ("hessian", "hessian_vector_product"),
     "training.checkpoint": ("load_model", "save_model"),
     "training.fit": ("fit",),
     "training.optimizers": ("adam", "adamw", "sgd"),
@@ -45,6 +51,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AEVConfig",
     "Batch",
+    "Conditions",
     "DataConfig",
     "ModelConfig",
     "Networks",
@@ -65,6 +72,8 @@ __all__ = [
     "energy",
     "energy_and_forces",
     "fit",
+    "hessian",
+    "hessian_vector_product",
     "init_params",
     "init_state",
     "level_energies",
@@ -74,6 +83,8 @@ __all__ = [
     "read_structures",
     "save_model",
     "sgd",
+    "thermochemistry",
+    "vibrations",
     "write_database",
 ]
 

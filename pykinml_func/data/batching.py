@@ -68,8 +68,10 @@ class Packer:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """members: (k,) indices of the structures that batches may hold; share: rank and number of the ranks that
-        have a part of each batch.
+        have a part of each batch. Raises TypeError for a source that has forces and does not say of which structures.
         """
+        if (source.forces is None) != (source.has_forces is None):
+            raise TypeError("forces and has_forces must be given together")
         self.source, self.members, self.dtype, self.device = source, members, dtype, device
         self.batch_size = max(1, min(batch_size, len(members)))
         self._rank, self._ranks = share

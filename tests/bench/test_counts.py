@@ -44,9 +44,11 @@ def test_products_are_those_that_a_step_computes(forces: bool, training: bool):
     aev = AEVConfig(elements=("C", "H"))
     config = ModelConfig(aev=aev, biases=False)
     positions = np.array([[0.0, 0, 0], [1.1, 0, 0]])
-    source = Source(np.array([0, 1]), positions, np.array([0, 2]), 2, np.zeros((1, 1)), np.zeros((2, 1, 3)))
-    if not forces:
-        source = source._replace(forces=None, aevs=np.ones((2, aev.length)))
+    source = Source(np.array([0, 1]), positions, np.array([0, 2]), 2, np.zeros((1, 1)))
+    if forces:
+        source = source._replace(forces=np.zeros((2, 1, 3)), has_forces=np.ones((1, 1), dtype=bool))
+    else:
+        source = source._replace(aevs=np.ones((2, aev.length)))
     batch = Packer(source, np.array([0]), 1, torch.float64, torch.device("cpu")).pack(np.array([0]))
     params = init_params(config, torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:

@@ -141,7 +141,7 @@ def test_the_shares_of_all_ranks_are_the_whole_batch(
 
 
 def test_without_forces_a_batch_has_none(make_structures: Structured, make_source: Sourced):
-    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")._replace(forces=None)
+    source = make_source(make_structures(FORMULAS), CONFIG, "aevs")._replace(forces=None, has_forces=None)
     batch = packer_of(source, 4).pack(np.arange(4))
     assert batch.forces is None
     assert batch.component_weights is None
@@ -265,3 +265,9 @@ def test_jacobians_are_located_once(make_structures: Structured, make_source: So
     monkeypatch.setattr(batching, "pair_offsets", lambda *given: located.append(given) or offsets(*given))
     assert len(list(packer.batches(np.arange(10)))) == 5
     assert len(located) == 1
+
+
+def test_forces_come_with_the_structures_that_have_them(make_structures: Structured, make_source: Sourced):
+    source = make_source(make_structures(["C2H2"]), CONFIG, "positions")
+    with pytest.raises(TypeError, match="given together"):
+        packer_of(source._replace(has_forces=None), 1)
