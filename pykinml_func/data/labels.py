@@ -70,16 +70,18 @@ def training_labels(data: DataConfig, structures: Structures) -> Structures:
     return structures._replace(levels=np.array(data.fidelities), energies=energies, forces=forces)
 
 
-def complete_structures(data: DataConfig, labels: Structures, forces: bool, members: np.ndarray) -> np.ndarray:
+def complete_structures(
+    data: DataConfig, labels: Structures, with_forces: np.ndarray | None, members: np.ndarray
+) -> np.ndarray:
     """Indices of the structures that have what a run needs; the others are left out with `skip_incomplete`.
 
-    labels: of `training_labels`; members: (k,) indices of the structures that the run may use. With several levels any
-    label will do, since the others are masked. Raises DataError for a structure that lacks a label without
-    `skip_incomplete`, and where none is left.
+    labels: of `training_labels`; with_forces: (M,L) of `has_forces`, None to train to energies alone; members: (k,)
+    indices of the structures that the run may use. With several levels any label will do, since the others are masked.
+    Raises DataError for a structure that lacks a label without `skip_incomplete`, and where none is left.
     """
     there = np.isfinite(labels.energies[members])
-    if forces:
-        with_forces = has_forces(labels)[members]
+    if with_forces is not None:
+        with_forces = with_forces[members]
         if not with_forces.any():
             raise DataError(
                 f"forces must be there to train to them, and none of {len(members)} structures has any; train "
@@ -91,7 +93,7 @@ def complete_structures(data: DataConfig, labels: Structures, forces: bool, memb
     if kept.all() or (data.skip_incomplete and kept.any()):
         found: np.ndarray = members[kept]
         return found
-    raise _incomplete(data, labels.ids[members], kept, forces)
+    raise _incomplete(data, labels.ids[members], kept, with_forces is not None)
 
 
 def _incomplete(data: DataConfig, ids: np.ndarray, kept: np.ndarray, forces: bool) -> DataError:

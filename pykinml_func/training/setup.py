@@ -103,7 +103,8 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     labels = training_labels(config.data, prepared.structures)
     marks = None if prepared.marks is None else np.array([prepared.marks[str(name)] for name in labels.ids])
     members = np.arange(labels.n_structures) if marks is None else np.flatnonzero(marks)
-    kept = complete_structures(config.data, labels, config.training.forces, members)
+    forces, with_forces = (labels.forces, has_forces(labels)) if config.training.forces else (None, None)
+    kept = complete_structures(config.data, labels, with_forces, members)
     split = _split(config, labels, kept, marks)
     _check_split(labels, split)
     elements = config.model.aev.elements
@@ -115,7 +116,7 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     energies = torch.from_numpy(labels.energies)
     fit = _self_energies(config, counts[split.train], energies[split.train], None if refitted else start)
     targets = subtract_self_energies(fit.self_energies, counts, energies).numpy()
-    source = Source(species, labels.positions, labels.offsets, len(elements), targets)
+    source = Source(species, labels.positions, labels.offsets, len(elements), targets, forces, with_forces)
     return RunData(labels, len(members) - len(kept), split, source, fit, refitted)
 
 
@@ -210,7 +211,6 @@ def _with_features(config: RunConfig, data: RunData, prepared: PreparedSet) -> S
     """The source with what the force path needs of the prepared set."""
     if not config.training.forces:
         return data.source._replace(aevs=prepared.aevs)
-    source = data.source._replace(forces=data.labels.forces, has_forces=has_forces(data.labels))
     if config.training.force_path == "positions":
-        return source
-    return source._replace(aevs=prepared.aevs, jacobians=prepared.jacobians)
+        return data.source
+    return data.source._replace(aevs=prepared.aevs, jacobians=prepared.jacobians)

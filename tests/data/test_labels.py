@@ -42,7 +42,8 @@ def kept(
     settings: Settings, structures: Structures, forces: bool = False, members: Sequence[int] = range(5)
 ) -> list[int]:
     data = DataConfig(**settings)
-    return complete_structures(data, training_labels(data, structures), forces, np.array(members)).tolist()
+    labels = training_labels(data, structures)
+    return complete_structures(data, labels, has_forces(labels) if forces else None, np.array(members)).tolist()
 
 
 @pytest.mark.parametrize(
