@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pykinml_func.potential.energy import energy, init_params, level_energies
     from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
     from pykinml_func.potential.hessian import hessian, hessian_vector_product
-    from pykinml_func.training.checkpoint import load_model, save_model
     from pykinml_func.training.fit import fit
+    from pykinml_func.training.model_file import load_ensemble, load_model, save_ensemble, save_model
     from pykinml_func.training.optimizers import adam, adamw, sgd
     from pykinml_func.training.step import Objective, build_train_step, init_state
-    from pykinml_func.types import Batch, Networks, Params, Structures, TrainState
+    from pykinml_func.types import Batch, Ensemble, Networks, Params, Structures, TrainState
 
 _HOMES = {
     "config": ("AEVConfig", "DataConfig", "ModelConfig", "RunConfig", "TrainConfig"),
@@ -40,11 +40,11 @@ _HOMES = {
     "potential.energy": ("energy", "init_params", "level_energies"),
     "potential.forces": ("energy_and_forces", "level_energies_and_forces"),
     "potential.hessian": ("hessian", "hessian_vector_product"),
-    "training.checkpoint": ("load_model", "save_model"),
     "training.fit": ("fit",),
+    "training.model_file": ("load_ensemble", "load_model", "save_ensemble", "save_model"),
     "training.optimizers": ("adam", "adamw", "sgd"),
     "training.step": ("Objective", "build_train_step", "init_state"),
-    "types": ("Batch", "Networks", "Params", "Structures", "TrainState"),
+    "types": ("Batch", "Ensemble", "Networks", "Params", "Structures", "TrainState"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -53,6 +53,7 @@ __all__ = [
     "Batch",
     "Conditions",
     "DataConfig",
+    "Ensemble",
     "ModelConfig",
     "Networks",
     "Objective",
@@ -78,9 +79,11 @@ __all__ = [
     "init_state",
     "level_energies",
     "level_energies_and_forces",
+    "load_ensemble",
     "load_model",
     "read_databases",
     "read_structures",
+    "save_ensemble",
     "save_model",
     "sgd",
     "thermochemistry",

@@ -239,7 +239,7 @@ def frequencies(
     from pykinml_func.inference.thermochemistry import Conditions, check_conditions, thermochemistry
     from pykinml_func.inference.vibrations import vibrations
     from pykinml_func.report.frequencies import print_frequencies
-    from pykinml_func.training.checkpoint import load_model
+    from pykinml_func.training.model_file import load_model
 
     conditions = Conditions(temperature, pressure, symmetry, spin)
     check_conditions(conditions)
@@ -289,7 +289,7 @@ def convert(
     from pykinml_func.config.build import build_config
     from pykinml_func.config.names import canonical
     from pykinml_func.report.conversion import print_conversion, settings_not_in_checkpoint
-    from pykinml_func.training.checkpoint import save_model
+    from pykinml_func.training.model_file import save_model
     from pykinml_func.training.pykinml_checkpoint import convert_pykinml, read_pykinml_checkpoint
 
     given = canonical(settings)

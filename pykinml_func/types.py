@@ -1,7 +1,7 @@
 """The nouns of the package: NamedTuples, so that they are pytrees and pass through torch.func unchanged.
 
 # M structures, A atoms in all of them, L fidelity levels, S species, N atoms a species (padded),
-# n atoms of the largest structure, D AEV length
+# n atoms of the largest structure, D AEV length, E members of an ensemble, K directions of AEV space
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pykinml_func.config import AEVConfig
+    from pykinml_func.config import AEVConfig, ModelConfig
 
 
 class Structures(NamedTuple):
@@ -89,6 +89,45 @@ class Params(NamedTuple):
     """one a fidelity level, lowest first"""
     self_energies: Tensor
     """(L,S) eV, float64 whatever the precision of the networks"""
+
+
+class Calibration(NamedTuple):
+    """What the spread of an ensemble's members meant on structures that none of them was trained on."""
+
+    energy_scale: Tensor
+    """(L,) typical error of the mean energy over the members' standard deviation; NaN where not known, as all else"""
+    force_scale: Tensor
+    """(L,) the same of force components"""
+    spread_limit: Tensor
+    """() eV: largest calibrated standard deviation of the energy over the root of the number of atoms, at the highest
+    level
+    """
+
+
+class Domain(NamedTuple):
+    """Where in AEV space a model was trained, in float32: one ellipsoid an element."""
+
+    mean: Tensor
+    """(S,D)"""
+    whitener: Tensor
+    """(S,D,K): an AEV less the mean times this has about unit variance in each of K directions"""
+    farthest: Tensor
+    """(S,): largest length of an atom it was trained on there; 0 for an element without atoms"""
+
+
+class Ensemble(NamedTuple):
+    """All that a model file holds: one model or several of one config, and what is known of where to trust them."""
+
+    model_config: ModelConfig
+    members: Params
+    """every leaf with a leading axis E, which is 1 for one model"""
+    calibration: Calibration | None = None
+    domain: Domain | None = None
+
+    @property
+    def n_members(self) -> int:
+        """E."""
+        return len(self.members.self_energies)
 
 
 class NeighbourTables(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from cli_calls import Ended, Run, flat, run_command
 
 from pykinml_func.potential.energy import energy
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.model_file import load_model
 
 GIVEN = ["--elements", "C,H", "--radial-cutoff", "5.2", "--angular-cutoff", "3.8", "--beta", "0.95"]
 GIVEN += ["--n-radial", "16", "--n-angular-radial", "8", "--n-angular", "8"]

@@ -16,7 +16,7 @@ from cli_calls import Run, flat, run_command
 
 from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
 from pykinml_func.inference.vibrations import vibrations
-from pykinml_func.training.checkpoint import save_model
+from pykinml_func.training.model_file import save_model
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import save_model
+from pykinml_func.training.model_file import save_model
 from pykinml_func.types import Params, Structures
 
 

@@ -25,7 +25,7 @@ from pykinml_func.config.toml import read_toml
 from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.data.splits import read_split_files
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.model_file import load_model
 from pykinml_func.types import Structures
 
 EPOCHS = ["--epochs", "2", "--forces"]

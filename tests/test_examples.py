@@ -17,7 +17,7 @@ from ase.build import molecule
 from pykinml_func.data.formats.database import formula_symbols, read_databases
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.inference.predictor import Predictor
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.model_file import load_model
 from pykinml_func.types import Structures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

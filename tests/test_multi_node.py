@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
-from pykinml_func.training.checkpoint import load_model
 from pykinml_func.training.fit import fit
+from pykinml_func.training.model_file import load_model
 from pykinml_func.training.reporter import SilentReporter
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Slurm and its signals are not there")

@@ -25,8 +25,8 @@ from pykinml_func.inference.low_level import check_low_level, low_level_result
 from pykinml_func.potential.energy import packing_of
 from pykinml_func.potential.ensemble import member_energies_and_forces, stack_members
 from pykinml_func.potential.features import Geometry, TabulatedGeometry
-from pykinml_func.training.checkpoint import load_model
 from pykinml_func.training.compilation import RecordedStep
+from pykinml_func.training.model_file import load_model
 from pykinml_func.types import Params
 
 Model = str | Path | tuple[ModelConfig, Params]

@@ -24,8 +24,8 @@ from pykinml_func.inference.checks import checked_species_of_all
 from pykinml_func.inference.low_level import LowLevel, check_low_level, low_level_results
 from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.self_energies import add_self_energies
-from pykinml_func.training.checkpoint import load_model
 from pykinml_func.training.compilation import RecordedStep
+from pykinml_func.training.model_file import load_model
 from pykinml_func.training.step import build_predict_step
 from pykinml_func.types import Params, atom_rows
 

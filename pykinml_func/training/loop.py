@@ -20,9 +20,10 @@ from pykinml_func.data.loader import Loader
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.files import write_atomically
 from pykinml_func.training.batch_sums import BatchSums
-from pykinml_func.training.checkpoint import Progress, save_checkpoint, save_model
+from pykinml_func.training.checkpoint import Progress, save_checkpoint
 from pykinml_func.training.compilation import RecordedStep
 from pykinml_func.training.metrics import add_stacked, best_record, level_prefixes, summary, unstack_sums
+from pykinml_func.training.model_file import save_model
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, build_schedule, force_weight_at

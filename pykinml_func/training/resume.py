@@ -14,7 +14,8 @@ from pykinml_func.data.manifest import read_manifest
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.errors import ConfigError, ModelError
-from pykinml_func.training.checkpoint import Progress, load_checkpoint, load_model, newest_checkpoint
+from pykinml_func.training.checkpoint import Progress, load_checkpoint, newest_checkpoint
+from pykinml_func.training.model_file import load_model
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.start import Start
 from pykinml_func.training.step import build_objective

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import ModelConfig, RunConfig
 from pykinml_func.errors import ConfigError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint, load_model
+from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint
+from pykinml_func.training.model_file import load_model
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, first_schedule, force_weight_at

@@ -12,7 +12,7 @@ import torch
 
 from bench import scaling
 from bench.scaling import Case, Seen, cases, measure, run, seen
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.model_file import load_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,8 +25,8 @@ from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential.energy import init_params
 from pykinml_func.potential.ensemble import member_energies_and_forces
 from pykinml_func.potential.forces import energy_and_forces
-from pykinml_func.training.checkpoint import save_model
 from pykinml_func.training.compilation import RecordedStep
+from pykinml_func.training.model_file import save_model
 from pykinml_func.types import Params
 
 Model = tuple[ModelConfig, Params]

@@ -21,7 +21,7 @@ from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference import predictor as module
 from pykinml_func.inference.predictor import Prediction, Predictor, write_predictions
 from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
-from pykinml_func.training.checkpoint import save_model
+from pykinml_func.training.model_file import save_model
 from pykinml_func.types import Batch, Params, Structures
 
 Model = tuple[ModelConfig, Params]

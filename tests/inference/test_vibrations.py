@@ -19,7 +19,7 @@ from pykinml_func.errors import ConfigError, DataError, ModelError
 from pykinml_func.inference import vibrations as module
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.vibrations import Vibrations, vibrations
-from pykinml_func.training.checkpoint import save_model
+from pykinml_func.training.model_file import save_model
 from pykinml_func.types import Params
 
 TOLERANCE = 1e-6  # cm^-1: rounding, also of relaxed positions

@@ -16,15 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import (
-    Progress,
-    load_checkpoint,
-    load_model,
-    newest_checkpoint,
-    save_checkpoint,
-    save_model,
-)
+from pykinml_func.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from pykinml_func.training.metrics import stack_sums, unstack_sums
+from pykinml_func.training.model_file import load_model, save_model
 from pykinml_func.training.optimizers import adam, sgd, soap
 from pykinml_func.training.schedules import ScheduleState
 from pykinml_func.training.step import Objective, build_train_step, init_state
@@ -324,8 +318,8 @@ def test_safetensors_of_another_program_are_told(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(rewrite: Rewrite) -> None:
-    with pytest.raises(ModelError, match=r"model format 4 \(pykinml-func 9\.9\).*upgrade"):
-        load_model(rewrite(format_version="4", package_version="9.9"))
+    with pytest.raises(ModelError, match=r"model format 5 \(pykinml-func 9\.9\).*upgrade"):
+        load_model(rewrite(format_version="5", package_version="9.9"))
 
 
 @pytest.mark.parametrize("lost", [{"model": None}, {"format_version": None}, {"format_version": "one"}])

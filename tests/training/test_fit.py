@@ -20,8 +20,9 @@ from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError, PyKinMLError
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential import aev_kernel
-from pykinml_func.training.checkpoint import load_model, newest_checkpoint
+from pykinml_func.training.checkpoint import newest_checkpoint
 from pykinml_func.training.fit import fit
+from pykinml_func.training.model_file import load_model
 
 KCAL = 23.060548
 

@@ -14,7 +14,7 @@ from pykinml_func.data.formats.database import read_databases
 from pykinml_func.data.splits import read_split_files
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.potential.forces import level_energies_and_forces
-from pykinml_func.training.checkpoint import load_model
+from pykinml_func.training.model_file import load_model
 
 KCAL = 23.060548
 NO_LEVEL_2 = {f"{formula}/{row}" for formula in ("C2H2", "CH4") for row in (3, 6, 9)}

@@ -14,8 +14,8 @@ from pykinml_func.config.build import build_config
 from pykinml_func.config.toml import read_toml
 from pykinml_func.errors import ConfigError, ModelError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.training.checkpoint import load_model, save_model
 from pykinml_func.training.fit import fit
+from pykinml_func.training.model_file import load_model, save_model
 from pykinml_func.types import Params
 
 FORCES = {"forces": True, "force_path": "jacobian"}

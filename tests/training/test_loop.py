@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig, TrainConfig
 from pykinml_func.config.build import build_config
-from pykinml_func.training.checkpoint import load_checkpoint, load_model
+from pykinml_func.training.checkpoint import load_checkpoint
 from pykinml_func.training.fit import fit
+from pykinml_func.training.model_file import load_model
 from pykinml_func.training.optimizers import adam, soap
 from pykinml_func.training.schedules import ScheduleState, first_schedule, force_weight_at
 from pykinml_func.training.step import Objective, build_train_step, init_state

@@ -21,7 +21,7 @@ from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.potential.energy import atomic_energies, sum_by_structure
 from pykinml_func.potential.forces import energy_and_forces
-from pykinml_func.training.checkpoint import load_model, save_model
+from pykinml_func.training.model_file import load_model, save_model
 from pykinml_func.training.pykinml_checkpoint import convert_pykinml, read_pykinml_checkpoint
 from pykinml_func.types import Params
 

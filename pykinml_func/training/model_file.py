@@ -1,0 +1,182 @@
+"""Model files: one safetensors file each, tensors plus the whole configuration as JSON. Nothing is unpickled.
+
+A tensor is named by its place: `networks.0.weights.2` is the third layer of the lowest level. Where a file holds
+several members, every tensor of theirs has a leading axis for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pykinml_func.config import ModelConfig
+from pykinml_func.errors import ModelError
+from pykinml_func.files import write_atomically
+from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.ensemble import member_of, stack_members
+from pykinml_func.types import Calibration, Domain, Ensemble, Params
+from pykinml_func.version import __version__
+
+_FORMAT = "pykinml_func model"
+_FORMAT_VERSION = 4
+_MEMBERS = "members"
+"""In a file's metadata: how many there are, where there are several."""
+
+_UNITS = {"energy": "eV", "length": "Å"}
+
+
+def save_model(path: str | Path, model_config: ModelConfig, params: Params) -> None:
+    """Write a model whole or not at all; `load_model` reads it."""
+    save_ensemble(path, Ensemble(model_config, stack_members([params])))
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[ModelConfig, Params]:
+    """A model's configuration and parameters, from a model or a checkpoint.
+
+    Raises ModelError for a file that is none, is of a newer version, or holds several members.
+    """
+    found = load_ensemble(path, device)
+    if found.n_members > 1:
+        raise ModelError(
+            f"{path} must hold one model, got an ensemble of {found.n_members}; use load_ensemble, PyKinMLCalculator "
+            "or Predictor, or take it apart with `pykinml split`"
+        )
+    return found.model_config, member_of(found.members, 0)
+
+
+def save_ensemble(path: str | Path, ensemble: Ensemble) -> None:
+    """Write a model file whole or not at all; `load_ensemble` reads it."""
+    parts = {"calibration.": ensemble.calibration, "domain.": ensemble.domain}
+    tensors = {name: tensor for prefix, part in parts.items() for name, tensor in named(part, prefix).items()}
+    several = ensemble.n_members > 1
+    own = named(ensemble.members if several else member_of(ensemble.members, 0))
+    extra = {_MEMBERS: str(ensemble.n_members)} if several else {}
+    save_tensors(Path(path), own | tensors, ensemble.model_config, extra)
+
+
+def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensemble:
+    """All that a model file or a checkpoint holds of its model, or models.
+
+    Raises ModelError for a file that is none, or is of a newer version.
+    """
+    path = Path(path)
+    model_config, tensors, metadata = read_tensors(path)
+    n_members = members_of(metadata)
+    members = filled_in(path, shapes_of(model_config, n_members), tensors)
+    found = Ensemble(
+        model_config,
+        members if n_members > 1 else stack_members([members]),
+        _whole(Calibration, "calibration.", tensors),
+        _whole(Domain, "domain.", tensors),
+    )
+    placed: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(found[1:]))
+    return Ensemble(model_config, *placed)
+
+
+def members_of(metadata: Mapping[str, str]) -> int:
+    """How many members a file holds."""
+    return int(metadata.get(_MEMBERS, "1"))
+
+
+def shapes_of(model_config: ModelConfig, n_members: int) -> Params:
+    """Parameters of the shapes that a file of so many members holds."""
+    params = init_params(model_config, torch.Generator())
+    return stack_members([params] * n_members) if n_members > 1 else params
+
+
+def _whole(kind: Any, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    """A NamedTuple of tensors, or None where the file has none of it."""
+    names = [f"{prefix}{field}" for field in kind._fields]
+    return kind(*(tensors[name] for name in names)) if tensors.keys() >= set(names) else None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, extra: dict[str, str]) -> None:
+    """Write a file whole or not at all. extra: metadata of its own."""
+    metadata = {
+        "format": _FORMAT,
+        "format_version": str(_FORMAT_VERSION),
+        "package_version": __version__,
+        "units": json.dumps(_UNITS),
+        "model": model_config.model_dump_json(),
+        **extra,
+    }
+    contiguous = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(contiguous, metadata)))
+
+
+def named(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a tree of NamedTuples and tuples, named by their places."""
+    if tree is None:
+        return {}
+    if isinstance(tree, Tensor):
+        return {prefix.removesuffix("."): tree}
+    branches = tree._asdict().items() if hasattr(tree, "_asdict") else enumerate(tree)
+    return {name: leaf for key, branch in branches for name, leaf in named(branch, f"{prefix}{key}.").items()}
+
+
+def filled_in(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: str = "") -> Any:
+    """`template` with the tensors of its places, of the same shapes. Raises ModelError."""
+    if template is None:
+        return None
+    if not isinstance(template, Tensor):
+        names = getattr(template, "_fields", range(len(template)))
+        filled = [filled_in(path, b, tensors, f"{prefix}{name}.") for name, b in zip(names, template, strict=True)]
+        return type(template)(*filled) if hasattr(template, "_fields") else tuple(filled)
+    name = prefix.removesuffix(".")
+    if name not in tensors:
+        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
+    if tensors[name].shape != template.shape:
+        shapes = tuple(template.shape), tuple(tensors[name].shape)
+        raise ModelError(f"{path} must hold {name} of shape {shapes[0]}, got {shapes[1]}")
+    return tensors[name]
+
+
+def read_tensors(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
+    """The model's configuration, the file's tensors by name, and its metadata. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"no model file {path}; `pykinml train` writes model.safetensors into its run directory")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            model_config = _read_config(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path} must be a model of `pykinml train` (.safetensors), and is another file or a damaged one "
+            f"({error}); a .pt of PyKinML becomes one by `pykinml convert`"
+        ) from None
+    if metadata["format_version"] == "1":  # before there were levels
+        self_energies = tensors.pop("self_energies", torch.zeros(0))
+        tensors = {f"networks.0.{name}": tensor for name, tensor in tensors.items()}
+        tensors["self_energies"] = self_energies.unsqueeze(0)
+    return model_config, tensors, metadata
+
+
+def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
+    if metadata.get("format") != _FORMAT:
+        raise ModelError(f"{path} must be a model of `pykinml train`; it is a safetensors file of something else")
+    if not {"format_version", "model"} <= metadata.keys() or not metadata["format_version"].isdecimal():
+        raise ModelError(f"{path} lacks the configuration of a model; it is damaged")
+    if int(metadata["format_version"]) > _FORMAT_VERSION:
+        raise ModelError(
+            f"{path} is of model format {metadata['format_version']} (pykinml-func "
+            f"{metadata.get('package_version')}), and this "
+            f"pykinml-func {__version__} reads up to {_FORMAT_VERSION}; upgrade pykinml-func"
+        )
+    try:
+        return ModelConfig.model_validate_json(metadata["model"])
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ModelError(f"{path} holds a configuration that cannot be used: {faults}") from None
