@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from typing import TYPE_CHECKING
 
@@ -45,9 +46,10 @@ class Recorder(SilentReporter):
         if len(self._all) < self._last:
             return
         if self._profiler is None:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            return
         if len(self._all) == self._last:
             self._profiler.start()
             return
         self._profiler.stop()
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
