@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -47,6 +48,11 @@ class DataConfig(Frozen):
         description="train, validation, test: counts, or fractions that sum to at most 1; with split files, counts "
         "of train and validation within them (test 0: all of the files' test structures)",
     )
+    split_by: str | None = Field(
+        None,
+        description="keep the structures of a group in one part of the split: name, name:REGEX (of a name what REGEX "
+        "finds, or its part in parentheses), id:N (blocks of N numbers of a file) or formula; default: each by itself",
+    )
     fit_self_energies: bool = Field(True, description="fit single-atom energies and subtract them")
     prepared: Path = Field(Path("prepared"), description="directory that holds the prepared sets (AEVs on disk)")
     pre_saved: bool = Field(False, description="train from the one set in prepared alone, without its input")
@@ -75,6 +81,13 @@ class DataConfig(Frozen):
     def _one_level(cls, value: Any) -> Any:
         """PyKinML's way to give one level."""
         return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("split_by")
+    @classmethod
+    def _known_groups(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_split_by(value)
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,4 +138,21 @@ def check_split(split: tuple[float, ...], from_files: bool) -> None:
         raise ValueError(
             f"split must be counts when split_files is given, got {shown}; give those that train and validate of the "
             "structures marked 2, e.g. 2000, 48, 0"
+        )
+
+
+def check_split_by(split_by: str) -> None:
+    """Raises ValueError unless `split_by` is one of the ways to group that DataConfig.split_by names."""
+    kind, _, detail = split_by.partition(":")
+    if kind == "name" and detail:
+        try:
+            re.compile(detail)
+        except re.error as error:
+            raise ValueError(
+                f"split_by name:REGEX needs a regular expression, got {detail!r}: {error}; e.g. name:^(irc_[0-9]+)"
+            ) from None
+    elif split_by not in ("name", "formula") and not (kind == "id" and detail.isdecimal() and int(detail) > 1):
+        raise ValueError(
+            f"split_by must be name, name:REGEX, id:N with N of 2 or more, or formula, got {split_by!r}; e.g. name, "
+            "where the structures of a trajectory have its name"
         )

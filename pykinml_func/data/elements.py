@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -44,12 +44,21 @@ def composition(species: np.ndarray, offsets: np.ndarray, n_species: int) -> np.
     return counts
 
 
+def formula_of_each(structures: Structures) -> np.ndarray:
+    """(M,) Hill formulas."""
+    return np.array(list(_each_formula(structures)))
+
+
 def formulas(structures: Structures) -> dict[str, int]:
     """Hill formula -> number of structures."""
-    bounds = zip(structures.offsets[:-1], structures.offsets[1:], strict=True)
-    sequences = Counter(structures.numbers[start:end].tobytes() for start, end in bounds)
-    found: Counter[str] = Counter()
-    for sequence, count in sequences.items():
-        symbols = [chemical_symbols[number] for number in np.frombuffer(sequence, dtype=structures.numbers.dtype)]
-        found[str(Formula.from_list(symbols).format("hill"))] += count
-    return dict(found)
+    return dict(Counter(_each_formula(structures)))
+
+
+def _each_formula(structures: Structures) -> Iterator[str]:
+    known: dict[bytes, str] = {}
+    for start, end in zip(structures.offsets[:-1], structures.offsets[1:], strict=True):
+        numbers = structures.numbers[start:end]
+        sequence = numbers.tobytes()
+        if sequence not in known:
+            known[sequence] = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
+        yield known[sequence]

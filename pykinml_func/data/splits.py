@@ -1,4 +1,8 @@
-"""Training, validation and test sets: slices of one permutation, so that they cannot overlap."""
+"""Training, validation and test sets: slices of one permutation, of structures or of whole groups, so that they cannot
+overlap.
+
+# M structures
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pykinml_func.data.groups import check_groups, part_of_each
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.files import write_atomically
 
@@ -59,20 +64,27 @@ def read_split_files(paths: Sequence[Path]) -> dict[str, int]:
     return marks
 
 
-def make_split(split: Sequence[float], strata: np.ndarray, seed: int) -> Split:
+def make_split(split: Sequence[float], strata: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Split:
     """A random split of all structures by counts or fractions (`DataConfig.split`). Raises ConfigError.
 
-    strata: (M,) kinds of structures, of each of which every part gets its share.
+    strata: (M,) kinds of structures, of each of which every part gets its share; groups: (M,) text, which structures
+    of one part have in common with none of another: counts and shares are then met as nearly as whole groups allow.
     """
     counts = _counts(split, len(strata))
-    return _slices(_shuffled(np.arange(len(strata)), strata, counts, np.random.default_rng(seed)), counts)
+    if groups is not None:
+        check_groups(groups)
+    return _drawn(np.arange(len(strata)), strata, groups, counts, np.random.default_rng(seed))
 
 
 def make_split_from_marks(
-    split: Sequence[float], marks: Sequence[int] | np.ndarray, strata: np.ndarray, seed: int
+    split: Sequence[float],
+    marks: Sequence[int] | np.ndarray,
+    strata: np.ndarray,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> Split:
     """Train and validate on `split`'s counts of the structures marked 2, test on those marked -1 (all, if its count
-    is 0). marks: (M,); strata: as in `make_split`.
+    is 0). marks: (M,); strata, groups: as in `make_split`.
     """
     if not all(float(v).is_integer() for v in split):
         raise ConfigError(
@@ -86,10 +98,24 @@ def make_split_from_marks(
             f"split asks for {n_train} + {n_valid} training and validation structures and {n_test or 'all'} test "
             f"ones, and the split files hold {len(learn)} marked 2 and {len(test)} marked -1; ask for less"
         )
+    if groups is not None:
+        check_groups(groups)
+        _check_marks(groups, learn, test)
     generator = np.random.default_rng(seed)
-    counts = n_train, n_valid, 0
-    shuffled = _slices(_shuffled(learn, strata, counts, generator), counts)
-    return shuffled._replace(test=test if n_test == 0 else np.sort(generator.permutation(test)[:n_test]))
+    drawn = _drawn(learn, strata, groups, (n_train, n_valid, 0), generator)
+    if n_test:
+        test = np.sort(_drawn(test, np.zeros_like(strata), groups, (n_test, 0, 0), generator).train)
+    return drawn._replace(test=test)
+
+
+def _check_marks(groups: np.ndarray, learn: np.ndarray, test: np.ndarray) -> None:
+    """Raises ConfigError where split files have a group on both sides."""
+    both = np.intersect1d(groups[learn], groups[test])
+    if len(both):
+        raise ConfigError(
+            f"split_by must keep groups whole, and the split files mark some structures of {both[0]} 2 and others -1 "
+            f"({len(both)} such groups); leave split_files out, so that whole groups are drawn, or leave split_by out"
+        )
 
 
 def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
@@ -104,6 +130,21 @@ def _counts(split: Sequence[float], n_structures: int) -> tuple[int, int, int]:
     fractions = (*split, 1 - sum(split))[:3]
     ends = [round(sum(fractions[: k + 1]) * n_structures) for k in range(3)]
     return ends[0], ends[1] - ends[0], ends[2] - ends[1]
+
+
+def _drawn(
+    members: np.ndarray,
+    strata: np.ndarray,
+    groups: np.ndarray | None,
+    counts: tuple[int, int, int],
+    generator: np.random.Generator,
+) -> Split:
+    """Parts of about these counts of `members` (k,), each in random order. Raises ConfigError for too few groups."""
+    if groups is None:
+        return _slices(_shuffled(members, strata, counts, generator), counts)
+    places = part_of_each(groups[members], strata[members], counts, generator)
+    parts = [members[places == part] for part in range(len(counts))]
+    return Split(*(_shuffled(part, strata, (len(part), 0, 0), generator) for part in parts))
 
 
 def _shuffled(

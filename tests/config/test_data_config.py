@@ -60,3 +60,30 @@ def test_levels_that_are_needed_predicted_and_subtracted(
 def test_levels_and_sources_that_contradict_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         DataConfig(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "split_by", [None, "name", "formula", "id:2", "id:100", "name:^irc_([0-9]+)", "name::", "name:a,b"]
+)
+def test_groups_that_are_taken(split_by: str | None) -> None:
+    assert DataConfig(split_by=split_by).split_by == split_by
+
+
+@pytest.mark.parametrize(
+    ("split_by", "said"),
+    [
+        ("names", "split_by must be name, name:REGEX, id:N with N of 2 or more, or formula, got 'names'; e.g. name"),
+        ("name:", "got 'name:'"),
+        ("id", "got 'id'"),
+        ("id:", "got 'id:'"),
+        ("id:1", "got 'id:1'"),
+        ("id:-5", "got 'id:-5'"),
+        ("id:5.0", "got 'id:5.0'"),
+        ("formula:CH4", "got 'formula:CH4'"),
+        ("", "got ''"),
+        ("name:(irc", r"needs a regular expression, got '\(irc': missing \), unterminated subpattern"),
+    ],
+)
+def test_groups_that_are_refused(split_by: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DataConfig(split_by=split_by)

@@ -19,6 +19,7 @@ from pykinml_func.errors import ConfigError
         {},
         {"forces": True, "force_weight": 0.7, "epochs": 3, "names": "ts%,min%", "seeds": "3,4", "temp": 300},
         {"split_files": ["a.txt"], "split": "20,5,0", "sae_fit": False, "output": "runs/other", "biases": False},
+        {"split_by": r"name:^(irc_\d+,\w)", "split": "0.5,0.25"},
         {"elements": "C,H,O", "beta": 0.8, "radial_cutoff": 6.1, "n_angular": 1},
         {"radial_shifts": [0.9, 1.7, 2.25], "radial_eta": 16.3, "angular_prefactor": 2.0, "zeta": 14.1},
         {"forces": True, "optimize_force_weight": True, "lrscheduler": "step", "optimizer": "SGD", "momentum": 0.25},
@@ -40,7 +41,7 @@ def test_toml_round_trip(tmp_path: Path, given: dict[str, Any]) -> None:
 
 
 def test_a_written_config_names_every_setting_but_what_follows_from_others(tmp_path: Path) -> None:
-    write_toml(tmp_path / "config.toml", build_config({"forces": True, "temperature": 300.0}))
+    write_toml(tmp_path / "config.toml", build_config({"forces": True, "temperature": 300.0, "split_by": "name"}))
     left_out = {"radial_eta", "angular_eta", "zeta", "radial_prefactor", "angular_prefactor"}
     left_out |= {"radial_shifts", "angular_shifts", "angular_sections"}
     left_out |= {"momentum", "step_size", "warmup", "force_weight_end", "start_from"}

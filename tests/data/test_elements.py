@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pykinml_func.data.elements import composition, formulas, ordered_elements, species_of
+from pykinml_func.data.elements import composition, formula_of_each, formulas, ordered_elements, species_of
 from pykinml_func.errors import DataError
 from pykinml_func.types import Structures
 
@@ -32,4 +32,6 @@ def test_atoms_of_other_elements_are_named(make_structures: Structured):
 
 
 def test_formulas_are_counted(make_structures: Structured):
-    assert formulas(make_structures(["CH3OH", "H2O", "CH4O"])) == {"CH4O": 2, "H2O": 1}
+    structures = make_structures(["CH3OH", "H2O", "CH4O"])
+    assert formulas(structures) == {"CH4O": 2, "H2O": 1}
+    assert formula_of_each(structures).tolist() == ["CH4O", "H2O", "CH4O"]

@@ -229,3 +229,69 @@ def test_real_split_files(shared: Path, name: str, expected: int):
     marks = read_split_files([shared / "data" / name])
     assert len(marks) == expected
     assert set(marks.values()) == {2, -1}
+
+
+GROUPS = np.repeat([f"irc_{k}" for k in range(20)], 5)[np.random.default_rng(0).permutation(100)]
+
+
+def assert_whole(groups: np.ndarray, split: Split) -> None:
+    names = [set(groups[part].tolist()) for part in split]
+    assert not names[0] & names[1] and not names[1] & names[2] and not names[0] & names[2]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [((0.8, 0.1, 0.1), (80, 10, 10)), ((0.5, 0.25), (50, 25, 25)), ((60, 10, 5), (60, 10, 5)), ((63, 7), (65, 5, 0))],
+)
+def test_groups_are_in_one_part(split: tuple[float, ...], expected: tuple[int, ...]):
+    found = make_split(split, ALIKE, 0, GROUPS)
+    assert_disjoint(found, 100)
+    assert_whole(GROUPS, found)
+    if split != (63, 7):
+        assert sizes(found) == expected
+    assert abs(len(found.train) - expected[0]) <= 5 and abs(len(found.valid) - expected[1]) <= 5
+    kept = np.isin(GROUPS, GROUPS[np.concatenate(found)])
+    assert sum(sizes(found)) == kept.sum(), "all of a group, or nothing"
+    again, other = make_split(split, ALIKE, 0, GROUPS), make_split(split, ALIKE, 1, GROUPS)
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert set(other.train.tolist()) != set(found.train.tolist())
+    assert not np.array_equal(found.train, np.sort(found.train)), "training order must be shuffled"
+
+
+def test_groups_keep_the_shares_of_strata():
+    strata = np.arange(100) % 5 == 0
+    found = make_split((0.5, 0.25, 0.25), strata, 3, GROUPS)
+    np.testing.assert_allclose([strata[part].mean() for part in found], 0.2, atol=0.1)
+    assert_whole(GROUPS, found)
+
+
+def test_groups_of_one_are_no_groups():
+    with pytest.raises(ConfigError, match="got one for each of 100"):
+        make_split((0.8, 0.1, 0.1), ALIKE, 0, np.arange(100).astype(str))
+
+
+def test_split_files_may_leave_groups_to_be_drawn():
+    marks = np.where(np.isin(GROUPS, ["irc_3", "irc_4", "irc_5", "irc_6"]), -1, 2)
+    found = make_split_from_marks((60, 20, 0), marks, ALIKE, 0, GROUPS)
+    assert sizes(found) == (60, 20, 20)
+    assert_whole(GROUPS, found)
+    assert set(marks[found.test]) == {-1} and set(marks[np.concatenate(found[:2])]) == {2}
+    fewer = make_split_from_marks((60, 20, 10), marks, ALIKE, 0, GROUPS)
+    assert sizes(fewer) == (60, 20, 10)
+    assert len(set(GROUPS[fewer.test])) == 2
+
+
+def test_split_files_that_cut_groups_are_refused():
+    marks = np.where(np.arange(100) % 3, 2, -1)
+    with pytest.raises(ConfigError, match=r"mark some structures of irc_0 2 and others -1 \(18 such groups\); leave"):
+        make_split_from_marks((50, 10, 0), marks, ALIKE, 0, GROUPS)
+
+
+def test_a_written_split_of_groups_is_drawn_from_by_groups(tmp_path: Path):
+    ids = np.array([f"CH4/{k + 1}" for k in range(100)])
+    split = make_split((0.6, 0.2, 0.2), ALIKE, 0, GROUPS)
+    write_split(tmp_path / "split.txt", split, ids, np.zeros(100))
+    read = read_split_files([tmp_path / "split.txt"])
+    found = make_split_from_marks((60, 20, 0), [read[name] for name in ids], ALIKE, 5, GROUPS)
+    assert_whole(GROUPS, found)
+    assert set(found.test) == set(split.test) and set(found.valid) != set(split.valid)
