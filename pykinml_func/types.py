@@ -83,7 +83,7 @@ class Networks(NamedTuple):
 
 
 class Params(NamedTuple):
-    """All that a potential has learned."""
+    """All that a potential has learned; of an ensemble, every tensor has a leading axis of members."""
 
     networks: tuple[Networks, ...]
     """one a fidelity level, lowest first"""
@@ -152,7 +152,11 @@ class Features(Protocol):
 
 
 class Batch(NamedTuple):
-    """Structures packed by species: (S,N) slots, of which the last ones of each species may be padding."""
+    """Structures packed by species: (S,N) slots, of which the last ones of each species may be padding.
+
+    Where the members of an ensemble have structures of their own, slots are (E S,N), structures are numbered through up
+    to E M, and all labels and counts have a leading axis E.
+    """
 
     features: Features
     structure_index: Tensor
@@ -206,7 +210,7 @@ class OptimizerState(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a training step reads and writes."""
+    """All that a training step reads and writes; of an ensemble, every tensor has a leading axis of members."""
 
     params: Params
     log_variances: Tensor

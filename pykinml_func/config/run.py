@@ -127,6 +127,16 @@ class TrainConfig(Frozen):
         False, description="go on with the optimizer's state and learning rate of the checkpoint in start_from"
     )
     seeds: tuple[int, int] = Field((0, 1), description="seeds of the split, and of weights and shuffles")
+    ensemble: PositiveInt = Field(
+        1,
+        description="members trained at once, each from a seed of its own: the second of seeds, and those that follow",
+    )
+    ensemble_data: Literal["all", "shared", "bootstrap", "folds"] = Field(
+        "all",
+        description="what each member trains on: all training structures, shuffled by its own seed; shared, all in the "
+        "same batches, which takes the least time; bootstrap, as many drawn with replacement; folds, all but a fold of "
+        "its own; needs ensemble",
+    )
     order: Literal["shuffled", "fixed"] = Field(
         "shuffled", description="reshuffle batches each epoch, or keep PyKinML's fixed order"
     )
@@ -193,7 +203,12 @@ class TrainConfig(Frozen):
                 either=("ranks",),
                 given=("device", "ddp", "gpus"),
             )
-        if not all(0 <= seed < 2**63 for seed in self.seeds):
+        if self.fsdp and self.ensemble > 1:
+            raise ContradictionError(
+                f"fsdp cuts one model among the ranks, got ensemble = {self.ensemble}; leave one of them out",
+                either=("fsdp", "ensemble"),
+            )
+        if not all(0 <= seed < 2**63 for seed in (*self.seeds, self.member_seeds[-1])):
             raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, self.seeds))}")
         given = self.inapplicable() & self.model_fields_set
         for name, other in (
@@ -216,6 +231,11 @@ class TrainConfig(Frozen):
             )
         return self
 
+    @property
+    def member_seeds(self) -> tuple[int, ...]:
+        """(E,) seeds of each member's weights and shuffles."""
+        return tuple(self.seeds[1] + place for place in range(self.ensemble))
+
     def inapplicable(self) -> set[str]:
         """The settings that mean nothing beside the others; giving one of them is a mistake."""
         applies = {
@@ -229,6 +249,7 @@ class TrainConfig(Frozen):
             "threshold": self.schedule == "plateau",
             "step_size": self.schedule == "step",
             "keep_optimizer": self.start_from is not None or not self.keep_optimizer,
+            "ensemble_data": self.ensemble > 1 or self.ensemble_data == "all",
         }
         return {name for name, holds in applies.items() if not holds}
 
@@ -255,6 +276,7 @@ _NEEDS = {
     "threshold": (("schedule", "recipe"), "schedule = plateau"),
     "step_size": (("schedule", "recipe"), "schedule = step"),
     "keep_optimizer": (("start_from", "load_model"), "start_from"),
+    "ensemble_data": (("ensemble",), "ensemble = 2 or more"),
 }
 """What a setting means nothing without: the settings, and the words for it."""
 

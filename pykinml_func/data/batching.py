@@ -4,14 +4,14 @@ M is fixed, and N and P are one of three widths each at most, so that a compiled
 are mixed.
 
 # M structures of a batch, L fidelity levels, A atoms of all structures, S species, N atoms a species (padded), D AEV
-# length, P ordered pairs of atoms of one structure (padded), B terms of an AEV that depend on one neighbour
+# length, P ordered pairs of atoms of one structure (padded), B terms of an AEV that depend on one neighbour, E members
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,13 @@ class Packer:
         offsets = np.concatenate([[0], np.cumsum(self._sizes[members])])
         self._widths = self._ladder(composition(source.species[rows], offsets, source.n_species))
 
+    def of(self, members: np.ndarray, most: int | None = None) -> Packer:
+        """A packer alike of other members of the source. most: structures of a batch at most; default: as many as
+        here.
+        """
+        size = self.batch_size if most is None else min(most, self.batch_size)
+        return Packer(self.source, members, size, self.dtype, self.device, (self._rank, self._ranks))
+
     @cached_property
     def _all_pairs(self) -> AllPairs:
         ends = zip(self.source.offsets[self.members], self.source.offsets[self.members + 1], strict=True)
@@ -103,6 +110,13 @@ class Packer:
         """
         return (self.pack(self._share(whole), whole) for whole in self.cut(order))
 
+    def member_batches(self, orders: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """As `batches`, of an ensemble. orders: (k,) of each member."""
+        return (
+            self.pack_members([self._share(whole) for whole in wholes], wholes)
+            for wholes in zip(*map(self.cut, orders), strict=True)
+        )
+
     def cut(self, order: np.ndarray) -> Iterator[np.ndarray]:
         """The indices of each of these batches, of all ranks together."""
         return (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
@@ -112,33 +126,47 @@ class Packer:
 
     def pack(self, index: np.ndarray, whole: np.ndarray | None = None) -> Batch:
         """One batch of the structures at `index`, the share of those at `whole` (default: all of them)."""
-        whole = index if whole is None else whole
-        source, sizes = self.source, self._sizes[index]
-        rows = atom_rows(source.offsets, index)
+        batch = self.pack_members([index], [index if whole is None else whole])
+        labels: dict[str, Any] = {name: getattr(batch, name) for name in Batch._fields[2:]}
+        alone: dict[str, Any] = {name: None if label is None else label[0] for name, label in labels.items()}
+        return batch._replace(**alone)
+
+    def pack_members(self, indices: Sequence[np.ndarray], wholes: Sequence[np.ndarray]) -> Batch:
+        """A batch of each member's own structures as one, in which the networks of all members stand side by side.
+
+        indices, wholes: as in `pack`, one for each of E members. Features are of (E S,N) slots, and structure k of
+        member e is e M + k; labels and counts have a leading axis E.
+        """
+        source, index = self.source, np.concatenate(indices)
+        member = np.repeat(np.arange(len(indices)), [len(own) for own in indices])
+        place = member * self._capacity + np.concatenate([np.arange(len(own)) for own in indices])
+        sizes, rows = self._sizes[index], atom_rows(source.offsets, index)
         owner = np.repeat(np.arange(len(index)), sizes)
-        slots, width = self._slots(source.species[rows])
-        structure_index = np.full(source.n_species * width, self._capacity)
-        structure_index[slots] = owner
-        energies = np.full((self._capacity, source.energies.shape[1]), np.nan)
-        energies[: len(index)] = source.energies[index]
+        shape = len(indices), source.n_species
+        slots, width = self._slots(source.species[rows] + source.n_species * member[owner], shape[0] * shape[1])
+        rectangle = shape[0] * shape[1], width
+        structure_index = np.full(rectangle[0] * width, shape[0] * self._capacity)
+        structure_index[slots] = place[owner]
+        energies = np.full((shape[0] * self._capacity, source.energies.shape[1]), np.nan)
+        energies[place] = source.energies[index]
         labelled = np.isfinite(energies)
-        shape = (source.n_species, width)
         forces = weights = n_forces = None
         if source.forces is not None and source.has_forces is not None:
             there = source.has_forces[index[owner]]
-            forces = self._spread(np.where(there[..., None], source.forces[rows], 0.0), slots, shape)
-            weights = self._spread(there / (3 * sizes[owner, None]), slots, shape)
-            n_forces = self._tensor(source.has_forces[whole].sum(axis=0))
+            labels = np.where(there[..., None], source.forces[rows], 0.0)
+            forces = self._spread(labels, slots, rectangle).unflatten(0, shape)
+            weights = self._spread(there / (3 * sizes[owner, None]), slots, rectangle).unflatten(0, shape)
+            n_forces = self._tensor(np.stack([source.has_forces[whole].sum(axis=0) for whole in wholes]))
         return Batch(
-            self._features(index, rows, owner, slots, shape),
-            self._index(structure_index.reshape(shape)),
-            self._tensor(np.where(labelled, energies, 0.0)),
-            self._tensor(labelled),
+            self._features(index, rows, owner, slots, rectangle),
+            self._index(structure_index.reshape(rectangle)),
+            self._tensor(np.where(labelled, energies, 0.0)).unflatten(0, (shape[0], -1)),
+            self._tensor(labelled).unflatten(0, (shape[0], -1)),
             forces,
             weights,
-            self._tensor(np.isfinite(source.energies[whole]).sum(axis=0)),
+            self._tensor(np.stack([np.isfinite(source.energies[whole]).sum(axis=0) for whole in wholes])),
             n_forces,
-            self._tensor(np.array(len(index) / len(whole))),
+            self._tensor(np.array([len(own) / len(whole) for own, whole in zip(indices, wholes, strict=True)])),
         )
 
     def unpack(self, index: np.ndarray, per_atom: Tensor) -> np.ndarray:
@@ -146,7 +174,7 @@ class Packer:
 
         per_atom: what was computed from `pack(index)`.
         """
-        slots, _ = self._slots(self.source.species[atom_rows(self.source.offsets, index)])
+        slots, _ = self._slots(self.source.species[atom_rows(self.source.offsets, index)], self.source.n_species)
         found: np.ndarray = per_atom.flatten(0, 1).cpu().numpy()[slots]
         return found
 
@@ -162,14 +190,14 @@ class Packer:
         needed = counts[drawn].sum(axis=1).max(axis=1)
         return np.unique(np.minimum([np.quantile(needed, 0.9).astype(int), needed.max(), most], most).clip(1))
 
-    def _slots(self, species: np.ndarray) -> tuple[np.ndarray, int]:
-        """The slot of each atom (a,) in the flattened (S,N), and N."""
-        counts = np.bincount(species, minlength=self.source.n_species)
+    def _slots(self, kinds: np.ndarray, n_kinds: int) -> tuple[np.ndarray, int]:
+        """The slot of each atom (a,) in the flattened (n_kinds,N), and N. kinds: (a,) its species, of its member."""
+        counts = np.bincount(kinds, minlength=n_kinds)
         width = int(self._widths[np.searchsorted(self._widths, counts.max())])
-        order = np.argsort(species, kind="stable")
+        order = np.argsort(kinds, kind="stable")
         starts = np.cumsum(counts) - counts
         slots = np.empty_like(order)
-        slots[order] = np.arange(len(species)) + (np.arange(self.source.n_species) * width - starts)[species[order]]
+        slots[order] = np.arange(len(kinds)) + (np.arange(n_kinds) * width - starts)[kinds[order]]
         return slots, width
 
     def _features(
@@ -201,9 +229,9 @@ class Packer:
     def _listed(self, sizes: np.ndarray, slots: np.ndarray, shape: tuple[int, int]) -> aev_kernel.Atoms:
         listed = np.zeros(shape[0] * shape[1], dtype=np.int64)
         listed[: len(slots)] = slots
-        offsets = np.full(self._capacity + 1, len(slots))
+        offsets = np.full(shape[0] // self.source.n_species * self._capacity + 1, len(slots))
         offsets[: len(sizes)] = np.cumsum(sizes) - sizes
-        species = np.repeat(np.arange(shape[0]), shape[1])
+        species = np.repeat(np.arange(shape[0]) % self.source.n_species, shape[1])
         return aev_kernel.Atoms(*map(self._index, (listed, offsets, species)))
 
     def _jacobian_features(
@@ -212,7 +240,8 @@ class Packer:
         """jacobians: `Source.jacobians`."""
         starts, ends = self._pair_offsets[index], self._pair_offsets[index + 1]
         filled = int((ends - starts).sum())
-        width = int(self._pair_widths[np.searchsorted(self._pair_widths, filled)])
+        widths = len(aevs) // self.source.n_species * self._pair_widths
+        width = int(widths[np.searchsorted(widths, filled)])
         out = torch.empty(width, *jacobians.shape[1:], dtype=self.dtype)
         pairs = np.zeros((2, width), dtype=np.int64)
         view, to, first_atom = out.numpy(), 0, 0

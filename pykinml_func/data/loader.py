@@ -47,6 +47,30 @@ class Loader(NamedTuple):
 
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` after the first `done`."""
-        members = self.packer.members
-        order = members if self.shuffle_seed is None else epoch_order(members, self.shuffle_seed, number)
+        order = _order(self.packer.members, self.shuffle_seed, number)
         return self.packer.batches(order[done * self.packer.batch_size :])
+
+
+class MemberLoader(NamedTuple):
+    """Batches of an ensemble, every member of which has structures and shuffles of its own."""
+
+    packer: Packer
+    members: tuple[np.ndarray, ...]
+    """(k,) structures of each, as many of all"""
+    shuffle_seeds: tuple[int | None, ...]
+    """of each; None keeps the order in every epoch"""
+
+    @property
+    def n_batches(self) -> int:
+        """Batches an epoch."""
+        return -(-len(self.members[0]) // self.packer.batch_size)
+
+    def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` after the first `done`, of `Packer.pack_members`."""
+        own = zip(self.members, self.shuffle_seeds, strict=True)
+        orders = [_order(members, seed, number)[done * self.packer.batch_size :] for members, seed in own]
+        return self.packer.member_batches(orders)
+
+
+def _order(members: np.ndarray, seed: int | None, number: int) -> np.ndarray:
+    return members if seed is None else epoch_order(members, seed, number)

@@ -27,6 +27,16 @@ def stack_members(members: Sequence[Params]) -> Params:
     return stacked
 
 
+def n_members_of(params: Params) -> int:
+    """How many members stand side by side in `params`, which may be those of one model."""
+    return len(params.self_energies) if params.self_energies.ndim == 3 else 1
+
+
+def as_members(params: Params) -> Params:
+    """With a leading axis E, also for one model."""
+    return params if params.self_energies.ndim == 3 else stack_members([params])
+
+
 def member_of(members: Params, place: int) -> Params:
     """The parameters of one member."""
     alone: Params = tree_map(lambda leaf: leaf[place], members)

@@ -48,19 +48,31 @@ class CachedJacobians(NamedTuple):
 
     def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:
         """The AEVs, and the contraction with the cached dAEV/dxyz."""
-        n_species, width = self.aevs.shape[:2]
+        n_species, (n_networks, width) = len(config.elements), self.aevs.shape[:2]
 
         def contract(gradients: Tensor) -> Tensor:
             columns = torch.tensor(neighbour_columns(config), device=gradients.device).flatten()
             by_species = gradients.flatten(1, 2).index_select(2, columns).unflatten(2, (n_species, -1)).flatten(1, 2)
-            by_pair = by_species.index_select(1, self.centres * n_species + self.neighbours // width)
+            by_pair = by_species.index_select(1, self.centres * n_species + self.neighbours // width % n_species)
             products = torch.einsum("lpb,pxb->lpx", by_pair, self.jacobians)
-            out = gradients.new_zeros(len(gradients), n_species * width, 3)
+            out = gradients.new_zeros(len(gradients), n_networks * width, 3)
             # all that moves an atom's neighbours moves it the other way
             out = out.index_add(1, self.neighbours, products).index_add(1, self.centres, products, alpha=-1)
-            return out.unflatten(1, (n_species, width))
+            return out.unflatten(1, (n_networks, width))
 
         return self.aevs, contract
+
+
+class KnownAEVs(NamedTuple):
+    """AEVs that were just computed from other features, for all that asks for them."""
+
+    aevs: Tensor
+    """(S,N,D)"""
+    pullback: Pullback
+
+    def aevs_and_pullback(self, config: AEVConfig) -> tuple[Tensor, Pullback]:  # noqa: ARG002 (as of all features)
+        """Both, as they are."""
+        return self.aevs, self.pullback
 
 
 class Geometry(NamedTuple):

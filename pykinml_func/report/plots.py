@@ -17,7 +17,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from pykinml_func.files import write_atomically
 from pykinml_func.report.sections import PART_NAMES
-from pykinml_func.training.metrics import best_record
+from pykinml_func.training.metrics import best_epochs
 from pykinml_func.training.reporter import Predictions
 from pykinml_func.units import KCAL_PER_MOL
 
@@ -96,8 +96,10 @@ def _draw_errors(axes: Axes, history: Sequence[Mapping[str, float]], kind: str, 
             filling = _COLOURS[part] if name == "rmse" else "none"
             (drawn,) = axes.plot(epochs, errors, line, color=_COLOURS[part], linewidth=1.4, label=curve)
             drawn.set(marker=marker, markerfacecolor=filling)
-    best = best_record(history)["epoch"]
-    axes.axvline(best, color="0.5", linewidth=1, linestyle=":", label=f"kept: epoch {best:.0f}")
+    best = sorted(set(best_epochs(history)))
+    kept = f"kept: epoch {best[0]}" if len(best) == 1 else f"kept: epochs {best[0]} to {best[-1]}"
+    for epoch in best:
+        axes.axvline(epoch, color="0.5", linewidth=1, linestyle=":", label=kept if epoch == best[0] else None)
     axes.set_ylabel(label, fontsize=_FONT)
     _style(axes)
     _logarithmic(axes)

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from pykinml_func.config import TrainConfig
 from pykinml_func.config.names import shown
+from pykinml_func.data.formats.rows import some
+from pykinml_func.data.groups import structure_groups
 from pykinml_func.data.labels import has_forces
-from pykinml_func.training.metrics import best_record, level_prefixes
+from pykinml_func.training.metrics import best_epochs, level_prefixes
 from pykinml_func.training.reporter import RunResult, Setup
 from pykinml_func.types import Networks, Structures
 
@@ -101,7 +103,19 @@ def split_facts(setup: Setup) -> list[tuple[str, str]]:
     text += f", {unused} unused" if unused else ""
     text += f", {left_out} left out for want of labels" if left_out else ""
     how = "split files and seed" if data.split_files else "seed"
-    return [("split", f"{text} ({how} {setup.config.training.seeds[0]})"), *_label_facts(setup)]
+    seed = setup.config.training.seeds[0]
+    return [("split", f"{text} ({how} {seed})"), *_group_facts(setup), *_label_facts(setup)]
+
+
+def _group_facts(setup: Setup) -> list[tuple[str, str]]:
+    """How many groups each part of the split has, and which are kept out of training, where structures are grouped."""
+    split, split_by = setup.data.split, setup.config.data.split_by
+    if split_by is None:
+        return []
+    of_parts = [np.unique(structure_groups(split_by, setup.data.labels, part)).tolist() for part in split]
+    counts = [f"{len(groups)} {PART_NAMES[part]}" for part, groups in zip(split._fields, of_parts, strict=True)]
+    held_out = [f"{count} ({some(groups)})" for count, groups in zip(counts[1:], of_parts[1:], strict=True) if groups]
+    return [("groups", f"by {split_by}: {', '.join([counts[0], *held_out])}")]
 
 
 def _label_facts(setup: Setup) -> list[tuple[str, str]]:
@@ -156,12 +170,30 @@ def training_facts(setup: Setup) -> list[tuple[str, str]]:
         *_recipe_facts(training),
         ("forces", forces),
         ("precision", f"{training.precision} on {training.device}"),
+        *_ensemble_facts(training),
         *_rank_facts(setup),
         ("steps", steps),
         ("optimizer", f"{training.optimizer}, {training.schedule} schedule, learning rate {training.learning_rate:g}"),
         *(average if training.ema else []),
         ("epochs", f"{training.epochs}, batches of {training.batch_size}"),
     ]
+
+
+_MEMBER_DATA = {
+    "all": "all structures",
+    "shared": "all structures, in the same batches",
+    "bootstrap": "as many structures, drawn with replacement",
+    "folds": "all structures but a fold",
+}
+
+
+def _ensemble_facts(training: TrainConfig) -> list[tuple[str, str]]:
+    """How the members differ."""
+    if training.ensemble == 1:
+        return []
+    seeds = f"{training.member_seeds[0]} to {training.member_seeds[-1]}"
+    data = _MEMBER_DATA[training.ensemble_data]
+    return [("ensemble", f"{training.ensemble} members of seeds {seeds}, each on {data}")]
 
 
 def _rank_facts(setup: Setup) -> list[tuple[str, str]]:
@@ -185,12 +217,13 @@ def result_facts(result: RunResult, epochs: int, fidelities: Sequence[int], comp
     fidelities: (L,).
     """
     done = len(result.history)
-    best = best_record(result.history)
+    best = sorted(set(best_epochs(result.history)))
+    kept = f"epoch {best[0]}" if len(best) == 1 else f"each member's epoch, {best[0]} to {best[-1]}"
     level = f" of level {fidelities[-1]}" if len(fidelities) > 1 else ""
     seconds = sum(record["seconds"] for record in result.history)
     facts = [
         ("epochs", f"{done} of {max(epochs, done)} in {seconds_text(seconds)}"),
-        ("kept", f"epoch {best['epoch']:.0f}, of the least validation RMSE of the energies{level}"),
+        ("kept", f"{kept}, of the least validation RMSE of the energies{level}"),
     ]
     how = "recorded and compiled" if compiled else "recorded"
     return facts + ([("steps", f"{how} for {result.shapes} shapes of batches")] if result.shapes else [])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
@@ -33,7 +34,7 @@ class Progress(NamedTuple):
     best: Params
     """of the epochs done"""
     sums: StepSums | None
-    """over the errors of each of the batches done, (k,L) each; None for no batch"""
+    """over the errors of each of the batches done, (k,L) each, or (k,E,L); None for no batch"""
 
 
 class Checkpoint(NamedTuple):
@@ -44,35 +45,43 @@ class Checkpoint(NamedTuple):
 
     log_variances: Tensor
     optimizer: OptimizerState
-    schedule: ScheduleState
+    schedules: tuple[ScheduleState, ...]
+    """of each member"""
     progress: Progress | None
     """None in checkpoints of older versions"""
+
+    def of_member(self, place: int) -> Checkpoint:
+        """One member's part of an ensemble's training, without the progress, which is of all."""
+        last, log_variances, memory = tree_map(
+            lambda leaf: leaf[place], (self.last, self.log_variances, self.optimizer)
+        )
+        return Checkpoint(last, log_variances, memory, (self.schedules[place],), None)
 
 
 def save_checkpoint(
     directory: Path,
     model_config: ModelConfig,
     state: TrainState,
-    schedule: ScheduleState,
+    schedules: Sequence[ScheduleState],
     optimizer_name: str,
     progress: Progress,
 ) -> None:
     """Write a model with the state of its training into a run's directory: optimizer, learned loss weights,
-    learning-rate schedule, the best model so far. One from within an epoch is removed by the next.
+    learning-rate schedule (of each member), the best model so far. One from within an epoch is removed by the next.
 
     Where a running mean of the networks is taken, that is the model.
     """
-    tensors = named(state.evaluated) | named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
+    tensors = named(state.optimizer, "optimizer.") | {"log_variances": state.log_variances}
     if state.average:
         tensors |= named(state.params.networks, "last.")
     tensors |= named(progress.best, "best.")
     if progress.sums is not None:
         tensors |= named(progress.sums, "sums.")
     done = {"epoch": progress.epoch, "batch": progress.batch, "data": progress.data}
-    training = {"optimizer": optimizer_name, "schedule": schedule._asdict(), "progress": done}
+    training = {"optimizer": optimizer_name, "schedules": [each._asdict() for each in schedules], "progress": done}
     within = list(directory.glob(f"{CHECKPOINTS}/*_batch_*.safetensors"))
     path = directory / CHECKPOINTS / _checkpoint_name(progress)
-    save_tensors(path, tensors, model_config, {"training": json.dumps(training)})
+    save_tensors(path, model_config, state.evaluated, tensors, {"training": json.dumps(training)})
     for old in within:
         if old != path:
             old.unlink()
@@ -117,19 +126,28 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
             f"{path} holds the state of {training['optimizer']}, and this run's optimizer is {optimizer_name}; take "
             "that one, or leave keep_optimizer out"
         )
-    if len(tensors.get("log_variances", ())) != n_tasks:
+    log_variances = tensors.get("log_variances", torch.zeros(0))
+    if log_variances.shape[-1] != n_tasks:
         raise ModelError(
-            f"{path} holds {len(tensors.get('log_variances', ()))} learned loss weights, and this run has {n_tasks}; "
+            f"{path} holds {log_variances.shape[-1]} learned loss weights, and this run has {n_tasks}; "
             "train to the same labels, or leave keep_optimizer out"
         )
-    params = shapes_of(model_config, members_of(metadata))
-    log_variances = tensors["log_variances"]
-    template = optimizer.init(Trainable(params.networks, log_variances))
-    memory = filled_in(path, template, tensors, "optimizer.")
+    n_members = members_of(metadata)
+    alone = shapes_of(model_config, 1)
+    memory = optimizer.init(Trainable(alone.networks, torch.zeros(n_tasks)))
+    if n_members > 1:
+        memory = tree_map(lambda leaf: torch.stack([leaf] * n_members), memory)
+    params = shapes_of(model_config, n_members)
     averaged = any(name.startswith("last.") for name in tensors)
     last = filled_in(path, params.networks, tensors, "last.") if averaged else ()
-    progress = _progress(path, training.get("progress"), params, tensors)
-    return Checkpoint(last, log_variances, memory, ScheduleState(**training["schedule"]), progress)
+    schedules = training["schedules"] if "schedules" in training else [training["schedule"]]  # before format 4
+    return Checkpoint(
+        last,
+        log_variances,
+        filled_in(path, memory, tensors, "optimizer."),
+        tuple(ScheduleState(**each) for each in schedules),
+        _progress(path, training.get("progress"), params, tensors),
+    )
 
 
 def _progress(
@@ -139,7 +157,7 @@ def _progress(
     if done is None:
         return None
     kinds = {name.split(".")[1] for name in tensors if name.startswith("sums.")}
-    column = torch.empty(done["batch"], len(params.networks))
+    column = torch.empty(done["batch"], *params.self_energies.shape[:-1])
     errors = {kind: ErrorSums(*[column] * 4) if kind in kinds else None for kind in ("energy", "force")}
     template = StepSums(**errors) if kinds else None  # type: ignore[arg-type]
     best, sums = filled_in(path, params, tensors, "best."), filled_in(path, template, tensors, "sums.")

@@ -17,7 +17,9 @@ from pykinml_func.data.prepared import Contents, PreparedSet, complete, discard
 from pykinml_func.data.splits import write_split
 from pykinml_func.errors import ConfigError, PyKinMLError
 from pykinml_func.threads import using_threads
+from pykinml_func.training.calibration import calibrate
 from pykinml_func.training.compilation import check_compiler, repays_compilation
+from pykinml_func.training.domain import fit_domain
 from pykinml_func.training.loop import Loop, StoppedError
 from pykinml_func.training.ranks import Ranks, joined
 from pykinml_func.training.reporter import Predictions, Reporter, RunResult, Setup, SilentReporter
@@ -27,7 +29,7 @@ from pykinml_func.training.setup import RunData, make_loaders, open_run, run_dat
 from pykinml_func.training.signals import StopSignals, heard_signals
 from pykinml_func.training.start import Start, first_state
 from pykinml_func.training.step import build_predict_step
-from pykinml_func.types import Params
+from pykinml_func.types import Calibration, Domain, Params
 
 _SMALL_BATCH = 2**18
 """Numbers in a batch's AEVs below which training to energies gains a tenth by a second thread, and training to forces a
@@ -95,6 +97,7 @@ def _fit(config: RunConfig, reporter: Reporter, ranks: Ranks, resume: bool) -> R
         _complete(prepared, config, reporter, started)
     training, loaders = config.training, make_loaders(config, data, prepared, ranks)
     batch_atoms = float(np.diff(data.source.offsets)[data.split.train].mean() * loaders["train"].packer.batch_size)
+    batch_atoms *= training.ensemble
     small = batch_atoms / ranks.size * config.model.aev.length < _SMALL_BATCH
     few = min(_FEW_THREADS, torch.get_num_threads()) if training.forces else 1
     with using_threads(training.threads or few * small), heard_signals() as signals:
@@ -122,10 +125,10 @@ class _Run:
         """The epochs, and the errors of the model that is kept."""
         config, training = self._config, self._config.training
         self_energies = self._data.self_energies.self_energies
-        state, schedule = first_state(config, self_energies, start, self._ranks, resumed is not None)
+        state, schedules = first_state(config, self_energies, start, self._ranks, resumed is not None)
         n_steps = training.epochs * self._loaders["train"].n_batches
         compiled = repays_compilation(training.compile, training.forces, n_steps)
-        loop = Loop(config, self._loaders, state, schedule, compiled, self._ranks, lambda: signals.received)
+        loop = Loop(config, self._loaders, state, schedules, compiled, self._ranks, lambda: signals.received)
         if resumed is not None:
             loop.go_on(resumed.progress, resumed.history)
         self._reporter.ready(Setup(config, self._data, state.params, compiled, self._ranks.size))
@@ -139,7 +142,9 @@ class _Run:
         return result
 
     def _finish(self, loop: Loop, result: RunResult) -> None:
-        """Fill in the errors of the model that is kept, and predictions."""
+        """Fill in the errors of the model that is kept, and predictions; write what is known of where to trust it."""
+        if self._ranks.is_first:
+            loop.save(self._directory, self._calibration(loop.best), self._domain())
         for part, loader in self._loaders.items():
             packer = loader.packer
             if len(packer.members):
@@ -148,6 +153,17 @@ class _Run:
                 if self._ranks.is_first:
                     result.predictions[part] = self._predictions(packer, loop.best)
         self._reporter.finished(result)
+
+    def _calibration(self, params: Params) -> Calibration | None:
+        """What the spread of the members means, of an ensemble."""
+        packer = self._loaders["valid"].packer
+        if self._config.training.ensemble == 1:
+            return None
+        whole = Packer(packer.source, packer.members, packer.batch_size, packer.dtype, packer.device)
+        return calibrate(self._config.model, params, whole, self._config.training.forces)
+
+    def _domain(self) -> Domain:
+        return fit_domain(self._config.model, self._loaders["train"].packer)
 
     def _epochs(self, loop: Loop, is_begun: bool) -> int:
         """Every epoch, and what is written of it. Returns the signal that ended it early, or 0.
@@ -200,11 +216,14 @@ class _Run:
         members = packer.members
         step = -(-len(members) // _SHOWN_STRUCTURES)
         shown = Packer(packer.source, members[::step], packer.batch_size, packer.dtype, packer.device)
-        predict = build_predict_step(self._config.model, self._config.training.forces)
+        n_members = self._config.training.ensemble
+        predict = build_predict_step(self._config.model, self._config.training.forces, n_members)
         energies, forces = [], []
         for index in shown.cut(shown.members):
             batch = shown.pack(index)
             found = predict(params, batch)
+            if n_members > 1:
+                found = tuple(each.mean(dim=0) for each in found)
             references = torch.where(batch.energy_mask > 0, batch.energies, torch.nan)
             energies.append(torch.stack([references, found[0]])[:, : len(index)].cpu().numpy())
             if batch.forces is not None and batch.component_weights is not None:

@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_map_only
 from pykinml_func.types import Batch, ErrorSums, StepSums
 from pykinml_func.units import KCAL_PER_MOL
 
+_DECIDES = "valid_energy_rmse"
+"""In an epoch's record: what the best epoch and the learning rate go by."""
+
 
 def error_sums(errors: Tensor, mask: Tensor) -> ErrorSums:
     """Sums of |error|, error² and count, and the largest |error|, of each level, where `mask` is 1.
@@ -75,9 +78,20 @@ def level_prefixes(fidelities: Sequence[int]) -> list[str]:
     return [*(f"level_{level}_" for level in fidelities[:-1]), ""]
 
 
-def best_record(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The record of the epoch whose model is kept: the first of the least validation RMSE of the energies."""
-    return min(history, key=lambda record: record["valid_energy_rmse"])
+def member_record(rmses: Sequence[float]) -> dict[str, float]:
+    """What a record says of each member of an ensemble: its validation RMSE of the energies, kcal/mol."""
+    return {f"member_{place}_{_DECIDES}": rmse for place, rmse in enumerate(rmses)} if len(rmses) > 1 else {}
+
+
+def member_rmses(record: Mapping[str, float]) -> list[float]:
+    """The validation RMSE of the energies of each member, or of the one model, kcal/mol."""
+    return [value for name, value in record.items() if name.startswith("member_")] or [record[_DECIDES]]
+
+
+def best_epochs(history: Sequence[Mapping[str, float]]) -> list[int]:
+    """The epoch whose model is kept, of each member: the first of the least validation RMSE of the energies."""
+    columns = zip(*map(member_rmses, history), strict=True)
+    return [1 + min(range(len(column)), key=column.__getitem__) for column in columns]
 
 
 def summary(sums: StepSums, fidelities: Sequence[int] = (0,)) -> dict[str, float]:

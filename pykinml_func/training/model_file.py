@@ -7,7 +7,7 @@ several members, every tensor of theirs has a leading axis for them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.files import write_atomically
 from pykinml_func.potential.energy import init_params
-from pykinml_func.potential.ensemble import member_of, stack_members
+from pykinml_func.potential.ensemble import member_of, n_members_of, stack_members
 from pykinml_func.types import Calibration, Domain, Ensemble, Params
 from pykinml_func.version import __version__
 
@@ -57,10 +57,8 @@ def save_ensemble(path: str | Path, ensemble: Ensemble) -> None:
     """Write a model file whole or not at all; `load_ensemble` reads it."""
     parts = {"calibration.": ensemble.calibration, "domain.": ensemble.domain}
     tensors = {name: tensor for prefix, part in parts.items() for name, tensor in named(part, prefix).items()}
-    several = ensemble.n_members > 1
-    own = named(ensemble.members if several else member_of(ensemble.members, 0))
-    extra = {_MEMBERS: str(ensemble.n_members)} if several else {}
-    save_tensors(Path(path), own | tensors, ensemble.model_config, extra)
+    params = ensemble.members if ensemble.n_members > 1 else member_of(ensemble.members, 0)
+    save_tensors(Path(path), ensemble.model_config, params, tensors, {})
 
 
 def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensemble:
@@ -75,11 +73,54 @@ def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensem
     found = Ensemble(
         model_config,
         members if n_members > 1 else stack_members([members]),
-        _whole(Calibration, "calibration.", tensors),
-        _whole(Domain, "domain.", tensors),
+        _whole(path, Calibration, "calibration.", tensors),
+        _whole(path, Domain, "domain.", tensors),
     )
     placed: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(found[1:]))
     return Ensemble(model_config, *placed)
+
+
+def join_ensembles(ensembles: Sequence[Ensemble], names: Sequence[str]) -> Ensemble:
+    """The members of all, in that order, as one ensemble; names: what each is called in a message.
+
+    Several keep the domain that all of them share, and no calibration, which is of other means and spreads. Raises
+    ModelError for models that differ in more than their parameters.
+    """
+    first, *others = ensembles
+    for name, other in zip(names[1:], others, strict=True):
+        if differing := _differing(first, other):
+            raise ModelError(
+                f"models of one ensemble must share their settings, and {name} differs from the first in "
+                f"{', '.join(differing)}; leave it out"
+            )
+    if not others:
+        return first
+    members: Params = tree_map(lambda *leaves: torch.cat(leaves), *(each.members for each in ensembles))
+    return Ensemble(first.model_config, members, domain=_shared_domain(ensembles))
+
+
+def split_ensemble(ensemble: Ensemble) -> list[Ensemble]:
+    """Each member alone, with the domain; a calibration is of all of them together."""
+    config, members, _, domain = ensemble
+    alone = [stack_members([member_of(members, place)]) for place in range(ensemble.n_members)]
+    return [Ensemble(config, member, domain=domain) for member in alone]
+
+
+def _differing(one: Ensemble, other: Ensemble) -> list[str]:
+    """Settings in which two models differ."""
+    mine, theirs = ({**dict(each.model_config), **dict(each.model_config.aev)} for each in (one, other))
+    names = [name for name in mine if name != "aev" and mine[name] != theirs[name]]
+    precisions = [each.members.networks[0].weights[0].dtype for each in (one, other)]
+    return names if precisions[0] == precisions[1] else [*names, "precision"]
+
+
+def _shared_domain(ensembles: Sequence[Ensemble]) -> Domain | None:
+    """The domain that all have, bit for bit."""
+    first = ensembles[0].domain
+    for other in (each.domain for each in ensembles[1:]):
+        if first is None or other is None or not all(map(torch.equal, first, other)):
+            return None
+    return first
 
 
 def members_of(metadata: Mapping[str, str]) -> int:
@@ -93,22 +134,34 @@ def shapes_of(model_config: ModelConfig, n_members: int) -> Params:
     return stack_members([params] * n_members) if n_members > 1 else params
 
 
-def _whole(kind: Any, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
-    """A NamedTuple of tensors, or None where the file has none of it."""
+def _whole(path: Path, kind: Any, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    """A NamedTuple of tensors, or None where the file has none of it. Raises ModelError where it has a part."""
     names = [f"{prefix}{field}" for field in kind._fields]
-    return kind(*(tensors[name] for name in names)) if tensors.keys() >= set(names) else None
+    return None if tensors.keys().isdisjoint(names) else kind(*(_tensor(path, tensors, name) for name in names))
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], model_config: ModelConfig, extra: dict[str, str]) -> None:
-    """Write a file whole or not at all. extra: metadata of its own."""
+def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Raises ModelError where the file does not have it."""
+    if name not in tensors:
+        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
+    return tensors[name]
+
+
+def save_tensors(
+    path: Path, model_config: ModelConfig, params: Params, others: Mapping[str, Tensor], extra: dict[str, str]
+) -> None:
+    """Write a model, or several members, and other tensors with it, whole or not at all. extra: metadata of its own."""
+    n_members = n_members_of(params)
     metadata = {
         "format": _FORMAT,
         "format_version": str(_FORMAT_VERSION),
         "package_version": __version__,
         "units": json.dumps(_UNITS),
         "model": model_config.model_dump_json(),
+        **({_MEMBERS: str(n_members)} if n_members > 1 else {}),
         **extra,
     }
+    tensors = {**named(params), **others}
     contiguous = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
@@ -135,12 +188,10 @@ def filled_in(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: 
         filled = [filled_in(path, b, tensors, f"{prefix}{name}.") for name, b in zip(names, template, strict=True)]
         return type(template)(*filled) if hasattr(template, "_fields") else tuple(filled)
     name = prefix.removesuffix(".")
-    if name not in tensors:
-        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
-    if tensors[name].shape != template.shape:
-        shapes = tuple(template.shape), tuple(tensors[name].shape)
-        raise ModelError(f"{path} must hold {name} of shape {shapes[0]}, got {shapes[1]}")
-    return tensors[name]
+    found = _tensor(path, tensors, name)
+    if found.shape != template.shape:
+        raise ModelError(f"{path} must hold {name} of shape {tuple(template.shape)}, got {tuple(found.shape)}")
+    return found
 
 
 def read_tensors(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
@@ -167,7 +218,8 @@ def read_tensors(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, 
 def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
     if metadata.get("format") != _FORMAT:
         raise ModelError(f"{path} must be a model of `pykinml train`; it is a safetensors file of something else")
-    if not {"format_version", "model"} <= metadata.keys() or not metadata["format_version"].isdecimal():
+    numbers = metadata.get("format_version", ""), metadata.get(_MEMBERS, "1")
+    if "model" not in metadata or not all(number.isdecimal() for number in numbers):
         raise ModelError(f"{path} lacks the configuration of a model; it is damaged")
     if int(metadata["format_version"]) > _FORMAT_VERSION:
         raise ModelError(

@@ -14,8 +14,9 @@ from pykinml_func.data.manifest import read_manifest
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.errors import ConfigError, ModelError
+from pykinml_func.potential.ensemble import member_of
 from pykinml_func.training.checkpoint import Progress, load_checkpoint, newest_checkpoint
-from pykinml_func.training.model_file import load_model
+from pykinml_func.training.model_file import load_ensemble
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.start import Start
 from pykinml_func.training.step import build_objective
@@ -34,7 +35,8 @@ def read_resumed(config: RunConfig) -> Resumed:
     """The run in `config.training.output`. Raises ConfigError or ModelError where it cannot go on."""
     training, directory = config.training, config.training.output
     path = newest_checkpoint(directory)
-    model_config, params = load_model(path)
+    loaded = load_ensemble(path)
+    model_config, params = loaded.model_config, loaded.members if loaded.n_members > 1 else member_of(loaded.members, 0)
     n_tasks = build_objective(training).n_tasks(len(model_config.fidelities))
     checkpoint = load_checkpoint(path, build_optimizer(training), training.optimizer, n_tasks)
     progress = checkpoint.progress
@@ -48,7 +50,8 @@ def read_resumed(config: RunConfig) -> Resumed:
             f"{directory} has had all its {training.epochs} epochs; give more with --epochs, or train on from its "
             "model with --start-from"
         )
-    planned = checkpoint.schedule.end - (checkpoint.schedule.epochs - progress.epoch)
+    schedule = checkpoint.schedules[0]  # the members' differ in what validation decides alone
+    planned = schedule.end - (schedule.epochs - progress.epoch)
     if training.epochs != planned and (training.schedule == "cosine" or training.force_weight_end is not None):
         raise ConfigError(
             f"epochs cannot change on the way where the schedule of {directory} falls over all {planned} of them, got "

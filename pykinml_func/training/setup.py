@@ -16,12 +16,15 @@ from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.data.batching import Packer, Source
 from pykinml_func.data.elements import composition, species_of
 from pykinml_func.data.featurize import jacobian_shape
+from pykinml_func.data.groups import structure_groups
 from pykinml_func.data.labels import complete_structures, has_forces, training_labels
-from pykinml_func.data.loader import Loader
+from pykinml_func.data.loader import Loader, MemberLoader
+from pykinml_func.data.members import member_structures
 from pykinml_func.data.prepared import Featurizing, PreparedSet, open_prepared
 from pykinml_func.data.splits import Split, make_split, make_split_from_marks
 from pykinml_func.errors import ConfigError, ElementError
 from pykinml_func.potential import aev_kernel
+from pykinml_func.potential.ensemble import n_members_of
 from pykinml_func.potential.self_energies import SelfEnergyFit, fit_level_self_energies, subtract_self_energies
 from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.start import Start, read_start
@@ -70,6 +73,8 @@ def open_run(
     data = prepared.data
     model = model.model_copy(update={"aev": prepared.aev, "fidelities": data.fidelities, "baseline": data.baseline})
     training = _at_precision(training, prepared)
+    if start is not None and n_members_of(start.params) > 1:
+        training = training.model_copy(update={"ensemble": n_members_of(start.params)})
     if training.forces:
         training = training.model_copy(update={"force_path": _force_path(training, prepared)})
     return prepared, config.model_copy(update={"data": data, "model": model, "training": training}), start
@@ -122,14 +127,15 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
 
 def _split(config: RunConfig, labels: Structures, kept: np.ndarray, marks: np.ndarray | None) -> Split:
     """The split of the structures at `kept` (k,), each part with its share of those that have the highest level's
-    energy. marks: (M,) of split files.
+    energy, as nearly as whole groups allow where there are groups. marks: (M,) of split files.
     """
     data, seed = config.data, config.training.seeds[0]
     strata = np.isfinite(labels.energies[kept, -1])
+    groups = None if data.split_by is None else structure_groups(data.split_by, labels, kept)
     if marks is None:
-        split = make_split(data.split, strata, seed)
+        split = make_split(data.split, strata, seed, groups)
     else:
-        split = make_split_from_marks(data.split, marks[kept], strata, seed)
+        split = make_split_from_marks(data.split, marks[kept], strata, seed, groups)
     return Split(*(kept[part] for part in split))
 
 
@@ -162,9 +168,10 @@ def _check_elements(config: RunConfig, counts: torch.Tensor, labels: Structures,
             way = f"leave it out: --elements {','.join(kept)}"
             if config.training.start_from is not None:
                 way = "start from a model without it: self energies are fitted anew, since the levels are others"
+            more = "train on more structures" if config.data.split_by is None else "draw other groups with another seed"
             raise ConfigError(
                 f"every element must occur in a training structure of level {level}, and {', '.join(absent)} occurs in "
-                f"none; train on more structures, or {way}"
+                f"none; {more}, or {way}"
             )
 
 
@@ -175,12 +182,12 @@ def _self_energies(
     n_species, data = counts.shape[1], config.data
     if start is not None:
         refused = "fit_self_energies" in data.model_fields_set and not data.fit_self_energies
-        if refused and start.params.self_energies.any():
+        if refused and start.self_energies.any():
             raise ConfigError(
                 f"fit_self_energies is off, and {config.training.start_from} has self energies, which training from it "
                 "keeps; leave fit_self_energies out, or train a new model"
             )
-        return SelfEnergyFit(start.params.self_energies, n_species)
+        return SelfEnergyFit(start.self_energies, n_species)
     if not data.fit_self_energies:
         zeros = torch.zeros(energies.shape[1], n_species, dtype=torch.float64)
         return SelfEnergyFit(zeros, n_species)
@@ -192,9 +199,7 @@ def _levels(model: ModelConfig) -> tuple[tuple[int, ...], int | None]:
 
 
 def make_loaders(config: RunConfig, data: RunData, prepared: PreparedSet, ranks: Ranks) -> dict[str, Loader]:
-    """This rank's share of the batches of the training, validation and test structures, with the features that the run
-    needs.
-    """
+    """This rank's share of the training, validation and test structures, with the features that the run needs."""
     training, dtype = config.training, getattr(torch, config.training.precision)
     source = _with_features(config, data, prepared)
     sizes = (training.batch_size, training.valid_batch_size, training.test_batch_size)
@@ -202,9 +207,17 @@ def make_loaders(config: RunConfig, data: RunData, prepared: PreparedSet, ranks:
     packers = [
         Packer(source, part, size, dtype, ranks.device, share) for part, size in zip(data.split, sizes, strict=True)
     ]
-    train_seed = training.seeds[1] if training.order == "shuffled" else None
-    seeds = (train_seed, None, None)
-    return {part: Loader(packer, seed) for part, packer, seed in zip(Split._fields, packers, seeds, strict=True)}
+    return {part: Loader(packer, None) for part, packer in zip(Split._fields, packers, strict=True)}
+
+
+def make_training_loader(config: RunConfig, train: Loader) -> Loader | MemberLoader:
+    """The batches that are trained on, which may hold each member's own. train: of all that there is."""
+    training, packer = config.training, train.packer
+    seeds = training.member_seeds if training.order == "shuffled" else (None,) * training.ensemble
+    if training.ensemble == 1 or training.ensemble_data == "shared":
+        return Loader(packer, seeds[0])
+    members = member_structures(packer.members, training.ensemble_data, training.member_seeds)
+    return MemberLoader(packer.of(np.concatenate(members), len(members[0])), members, seeds)
 
 
 def _with_features(config: RunConfig, data: RunData, prepared: PreparedSet) -> Source:

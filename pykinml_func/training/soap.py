@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,4 +97,24 @@ def _qr_iteration(mean: Tensor, basis: Tensor) -> Tensor:
 _LIBRARY = torch.library.Library("pykinml", "FRAGMENT")
 _LIBRARY.define("turn(Tensor[] means, Tensor[] bases, Tensor now) -> Tensor[]")
 _LIBRARY.impl("turn", _turn, "CompositeExplicitAutograd")
+
+
+def _turn_members(
+    info: Any, in_dims: tuple[Any, ...], means: list[Tensor], bases: list[Tensor], now: Tensor
+) -> tuple[list[Tensor], list[int]]:
+    """What vmap makes of it. Members step together, so that one turns when all do."""
+
+    def batched(tensors: list[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+        pairs = zip(tensors, dims, strict=True)
+        return [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in pairs
+        ]
+
+    together = now if in_dims[2] is None else now.select(in_dims[2], 0)
+    turned = torch.ops.pykinml.turn(batched(means, in_dims[0]), batched(bases, in_dims[1]), together)
+    return turned, [0] * len(turned)
+
+
+torch.library.register_vmap("pykinml::turn", _turn_members, lib=_LIBRARY)
 torch.library.register_fake("pykinml::turn", lambda _, bases, __: list(map(torch.empty_like, bases)), lib=_LIBRARY)

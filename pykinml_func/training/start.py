@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pykinml_func.config import ModelConfig, RunConfig
+from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.errors import ConfigError
 from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.ensemble import member_of, n_members_of
 from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint
-from pykinml_func.training.model_file import load_model
+from pykinml_func.training.model_file import load_ensemble
 from pykinml_func.training.optimizers import build_optimizer
 from pykinml_func.training.ranks import Ranks
 from pykinml_func.training.schedules import ScheduleState, first_schedule, force_weight_at
 from pykinml_func.training.step import build_objective, init_state
-from pykinml_func.types import Params, TrainState
+from pykinml_func.types import Ensemble, Params, TrainState
 
 
 class Start(NamedTuple):
@@ -26,13 +27,27 @@ class Start(NamedTuple):
 
     model_config: ModelConfig
     params: Params
+    """of several members with a leading axis"""
     checkpoint: Checkpoint | None
     """where the optimizer's state is kept"""
+
+    @property
+    def self_energies(self) -> Tensor:
+        """(L,S) eV, which all members share."""
+        return self.of_member(0).params.self_energies
+
+    def of_member(self, place: int) -> Start:
+        """What one member of an ensemble starts from: its own, or the one model that all start from."""
+        if n_members_of(self.params) == 1:
+            return self
+        kept = None if self.checkpoint is None else self.checkpoint.of_member(place)
+        return Start(self.model_config, member_of(self.params, place), kept)
 
 
 def read_start(config: RunConfig, path: Path) -> Start:
     """The model or checkpoint at `path`, if it is what the settings ask for. Raises ConfigError or ModelError."""
-    model, params = load_model(path)
+    loaded = load_ensemble(path)
+    model, params = loaded.model_config, loaded.members if loaded.n_members > 1 else member_of(loaded.members, 0)
     for wanted, found, names in (
         (config.model, model, config.model.model_fields_set - {"aev"}),
         (config.model.aev, model.aev, config.model.aev.given),
@@ -48,6 +63,7 @@ def read_start(config: RunConfig, path: Path) -> Start:
             f"{path} predicts {model.n_levels} fidelity levels, and this run asks for {len(config.data.fidelities)}; "
             "a model cannot gain or lose levels: ask for as many, or train a new one"
         )
+    _check_members(config, path, loaded)
     if not config.training.keep_optimizer:
         return Start(model, params, None)
     n_tasks = build_objective(config.training).n_tasks(model.n_levels)
@@ -55,29 +71,66 @@ def read_start(config: RunConfig, path: Path) -> Start:
     return Start(model, params, load_checkpoint(path, optimizer, config.training.optimizer, n_tasks))
 
 
+def _check_members(config: RunConfig, path: Path, loaded: Ensemble) -> None:
+    training, found = config.training, loaded.n_members
+    given = "ensemble" in training.model_fields_set and training.ensemble != found
+    if given and (found > 1 or training.keep_optimizer):
+        raise ConfigError(
+            f"ensemble must be as many as the members that training starts from, got {training.ensemble}, and {path} "
+            f"has {found}; leave ensemble out, or start from another file"
+        )
+    if not (loaded.members.self_energies == loaded.members.self_energies[0]).all():
+        raise ConfigError(
+            f"the members that training starts from must share their self energies, and those of {path} do not; train "
+            "them on one by one, after `pykinml split`"
+        )
+
+
 def first_state(
     config: RunConfig, self_energies: Tensor, start: Start | None, ranks: Ranks, resumed: bool = False
-) -> tuple[TrainState, ScheduleState]:
-    """The state before the first step, in the precision of the run. self_energies: (L,S) eV.
+) -> tuple[TrainState, tuple[ScheduleState, ...]]:
+    """The state before the first step, in the precision of the run, and each member's schedule.
 
+    self_energies: (L,S) eV.
     Of a checkpoint go on what the optimizer left, and the networks' running mean, which is its model; where a run is
     resumed, its schedule too, as it was.
     """
-    training, dtype = config.training, getattr(torch, config.training.precision)
+    training = config.training
+    found = []
+    for place, seed in enumerate(training.member_seeds):
+        own = training.model_copy(update={"seeds": (training.seeds[0], seed)})
+        its = None if start is None else start.of_member(place)
+        found.append(_first_state(config.model, own, self_energies, its, ranks, resumed))
+    states, schedules = zip(*found, strict=True)
+    if len(states) == 1:
+        return states[0], schedules
+    return tree_map(lambda *leaves: torch.stack(leaves), *states), schedules
+
+
+def _first_state(
+    model_config: ModelConfig,
+    training: TrainConfig,
+    self_energies: Tensor,
+    start: Start | None,
+    ranks: Ranks,
+    resumed: bool,
+) -> tuple[TrainState, ScheduleState]:
+    """`first_state` of one model."""
+    dtype = getattr(torch, training.precision)
 
     def placed(tree: Any) -> Any:
         return tree_map(lambda tensor: tensor.to(ranks.device, dtype), tree)
 
     generator = torch.Generator().manual_seed(training.seeds[1])
-    drawn = init_params(config.model, generator) if start is None else start.params
+    drawn = init_params(model_config, generator) if start is None else start.params
     params = Params(placed(drawn.networks), self_energies.to(ranks.device))
     kept = None if start is None else start.checkpoint
     if kept is not None and resumed:
-        schedule = kept.schedule
+        schedule = kept.schedules[0]
     else:
         rate = training.learning_rate * (ranks.size if training.scale_lr else 1)
         schedule = first_schedule(
-            training.model_copy(update={"learning_rate": rate}), None if kept is None else kept.schedule
+            training.model_copy(update={"learning_rate": rate}), None if kept is None else kept.schedules[0]
         )
     optimizer, objective = build_optimizer(training), build_objective(training)
     objective = objective._replace(force_weight=force_weight_at(training, schedule))

@@ -1,18 +1,29 @@
 """Steps as pure functions: state and batch in, new state and sums out.
 
-# M structures, L fidelity levels, S species, N atoms a species (padded), T tasks
+Those of an ensemble train all members at once: every tensor of the state and every sum has a leading axis of members,
+and a batch is of `Packer.pack_members`, or one of `Packer.pack` that they share, whose AEVs are then computed once. What
+a member gets is what it would get alone.
+
+# M structures, L fidelity levels, S species, N atoms a species (padded), T tasks, E members
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
 from pykinml_func.config import ModelConfig, TrainConfig
+from pykinml_func.potential.ensemble import (
+    flat_members,
+    member_batch_energies,
+    member_batch_energies_and_forces,
+)
 from pykinml_func.potential.forces import batch_energies, batch_energies_and_forces
 from pykinml_func.training.losses import (
     energy_loss,
@@ -22,7 +33,7 @@ from pykinml_func.training.losses import (
 )
 from pykinml_func.training.metrics import step_sums
 from pykinml_func.training.optimizers import Optimizer
-from pykinml_func.types import Batch, Networks, Params, StepSums, Trainable, TrainState
+from pykinml_func.types import Batch, ErrorSums, Networks, Params, StepSums, Trainable, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepSums]]
 GradientsOf = Callable[[Trainable, Batch, Tensor], tuple[Trainable, StepSums]]
@@ -68,13 +79,14 @@ def init_state(
 
 
 def build_train_step(
-    model_config: ModelConfig, optimizer: Optimizer, objective: Objective, ema: float = 0.0
+    model_config: ModelConfig, optimizer: Optimizer, objective: Objective, ema: float = 0.0, n_members: int = 1
 ) -> TrainStep:
     """A step of gradient descent on one batch; the sums are those of before the update.
 
-    ema: decay of the networks' running mean, 0 for none.
+    ema: decay of the networks' running mean, 0 for none; n_members: E, with an axis of its own where it is above 1.
     """
-    gradients_of, updated = build_gradients(model_config, objective), build_update(optimizer, ema)
+    gradients_of = build_gradients(model_config, objective, n_members)
+    updated = build_update(optimizer, ema, n_members)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepSums]:
         gradients, sums = gradients_of(state.trainable, batch, state.force_weight)
@@ -83,12 +95,21 @@ def build_train_step(
     return step
 
 
-def build_gradients(model_config: ModelConfig, objective: Objective) -> GradientsOf:
-    """The gradients of the loss of a batch, or of one rank's share of it, and the sums over its errors."""
+def build_gradients(model_config: ModelConfig, objective: Objective, n_members: int = 1) -> GradientsOf:
+    """The gradients of the loss of a batch, or of one rank's share of it, and the sums over its errors. n_members: as
+    in `build_train_step`.
+    """
 
     def loss(trainable: Trainable, batch: Batch, force_weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        predicted = _predict(model_config, trainable.networks, batch, objective.forces)
-        return _total_loss(objective, trainable.log_variances, force_weight, batch, *predicted), predicted
+        arguments = trainable.log_variances, force_weight, batch
+        if n_members == 1:
+            predicted = _predict(model_config, trainable.networks, batch, objective.forces)
+            return _total_loss(objective, *arguments, *predicted), predicted
+        predict = _predict_all if _is_shared(batch) else _predict_own
+        predicted = predict(model_config, trainable.networks, batch, objective.forces)
+        axes = 0, 0, _member_axes(batch), *(0 for _ in predicted)
+        losses = vmap(partial(_total_loss, objective), in_dims=axes)(*arguments, *predicted)
+        return losses.sum(), predicted  # no member's loss depends on another's parameters
 
     def gradients_of(trainable: Trainable, batch: Batch, force_weight: Tensor) -> tuple[Trainable, StepSums]:
         # torch.func.grad gives the same, and first imports torch's compiler, which takes a second
@@ -97,13 +118,44 @@ def build_gradients(model_config: ModelConfig, objective: Objective) -> Gradient
         with torch.enable_grad():
             total, predicted = loss(tree_unflatten(leaves, structure), batch, force_weight)
             gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
-        return tree_unflatten(gradients, structure), step_sums(batch, *map(torch.detach, predicted))
+        found = [each.detach() for each in predicted]
+        if n_members == 1:
+            return tree_unflatten(gradients, structure), step_sums(batch, *found)
+        return tree_unflatten(gradients, structure), _sums_of_members(batch, *found)
 
     return gradients_of
 
 
-def build_update(optimizer: Optimizer, ema: float) -> Update:
-    """The state after a step, from the one before and the gradients of a whole batch. ema: as in `build_train_step`."""
+def _is_shared(batch: Batch) -> bool:
+    """Whether all members have the structures of a batch, which then has no axis for them."""
+    return batch.energies.ndim == 2
+
+
+def _member_axes(batch: Batch) -> Batch | None:
+    """Where vmap finds the members in a batch of theirs: in all but what feeds the networks, in which they are side by
+    side; and nowhere in one that they share.
+    """
+    if _is_shared(batch):
+        return None
+    side_by_side: dict[str, Any] = {"features": None, "structure_index": None}
+    axes: Batch = tree_map_only(Tensor, lambda _: 0, batch._replace(**side_by_side))
+    return axes
+
+
+def _sums_of_members(batch: Batch, *predicted: Tensor) -> StepSums:
+    """`step_sums` of every member."""
+
+    def there(batch: Batch, *predicted: Tensor) -> tuple[ErrorSums, ...]:
+        return tuple(sums for sums in step_sums(batch, *predicted) if sums is not None)  # vmap returns no None
+
+    found = vmap(there, in_dims=(_member_axes(batch), *(0 for _ in predicted)))(batch, *predicted)
+    return StepSums(found[0], found[1] if len(found) > 1 else None)
+
+
+def build_update(optimizer: Optimizer, ema: float, n_members: int = 1) -> Update:
+    """The state after a step, from the one before and the gradients of a whole batch. ema, n_members: as in
+    `build_train_step`.
+    """
 
     def updated(state: TrainState, gradients: Trainable) -> TrainState:
         moved, memory = optimizer.update(gradients, state.optimizer, state.trainable, state.learning_rate)
@@ -111,7 +163,13 @@ def build_update(optimizer: Optimizer, ema: float) -> Update:
         average = _average(state.average, moved.networks, memory.step, ema)
         return state._replace(params=params, log_variances=moved.log_variances, optimizer=memory, average=average)
 
-    return updated
+    def all_updated(state: TrainState, gradients: Trainable) -> TrainState:
+        moved: TrainState = vmap(updated)(state, gradients)
+        # parts of one vector a member, as optimizers give them back, have no view of members and species as one axis
+        networks = tree_map(torch.Tensor.contiguous, moved.params.networks)
+        return moved._replace(params=moved.params._replace(networks=networks))
+
+    return updated if n_members == 1 else all_updated
 
 
 def _average(
@@ -143,20 +201,54 @@ def _total_loss(
     return losses[0].sum() if forces is None else weighted_loss(losses[0], losses[1], force_weight.to(energies.dtype))
 
 
-def build_eval_step(model_config: ModelConfig, forces: bool) -> EvalStep:
-    """Errors of a batch, of its forces too where `forces` is set."""
-    predict = build_predict_step(model_config, forces)
-    return lambda params, batch: step_sums(batch, *predict(params, batch))
+def build_eval_step(model_config: ModelConfig, forces: bool, n_members: int = 1) -> EvalStep:
+    """Errors of a batch, of its forces too where `forces` is set; of an ensemble, those of each member on the same
+    batch of `Packer.pack`.
+    """
+    predict = build_predict_step(model_config, forces, n_members)
+    if n_members == 1:
+        return lambda params, batch: step_sums(batch, *predict(params, batch))
+    return lambda params, batch: _sums_of_members(batch, *predict(params, batch))
 
 
-def build_predict_step(model_config: ModelConfig, forces: bool) -> PredictStep:
-    """Energies (M,L) of a batch less self energies, and where `forces` is set its forces (S,N,L,3)."""
-    return lambda params, batch: _predict(model_config, params.networks, batch, forces)
+def build_mean_eval_step(model_config: ModelConfig, forces: bool, n_members: int) -> EvalStep:
+    """Errors of what an ensemble predicts: the mean of its members."""
+    predict = build_predict_step(model_config, forces, n_members)
+    return lambda params, batch: step_sums(batch, *(found.mean(dim=0) for found in predict(params, batch)))
+
+
+def build_predict_step(model_config: ModelConfig, forces: bool, n_members: int = 1) -> PredictStep:
+    """Energies (M,L) of a batch less self energies, and where `forces` is set its forces (S,N,L,3); of an ensemble with
+    a leading axis E.
+    """
+    if n_members == 1:
+        return lambda params, batch: _predict(model_config, params.networks, batch, forces)
+    return lambda params, batch: _predict_all(model_config, params.networks, batch, forces)
 
 
 def _predict(
     model_config: ModelConfig, networks: tuple[Networks, ...], batch: Batch, forces: bool
 ) -> tuple[Tensor, ...]:
     """Energies (M,L), and forces (S,N,L,3) where they are wanted."""
-    arguments = (model_config, networks, batch.features, batch.structure_index, batch.energy_mask.shape[0])
+    arguments = (model_config, networks, batch.features, batch.structure_index, batch.energy_mask.shape[-2])
     return batch_energies_and_forces(*arguments) if forces else (batch_energies(*arguments),)
+
+
+def _predict_all(
+    model_config: ModelConfig, networks: tuple[Networks, ...], batch: Batch, forces: bool
+) -> tuple[Tensor, ...]:
+    """As `_predict`, by every member."""
+    arguments = (model_config, networks, batch.features, batch.structure_index, batch.energy_mask.shape[-2])
+    return member_batch_energies_and_forces(*arguments) if forces else (member_batch_energies(*arguments),)
+
+
+def _predict_own(
+    model_config: ModelConfig, networks: tuple[Networks, ...], batch: Batch, forces: bool
+) -> tuple[Tensor, ...]:
+    """As `_predict`, by every member on structures of its own."""
+    shape = batch.energy_mask.shape[:2]
+    arguments = (flat_members(networks), batch.features, batch.structure_index, shape[0] * shape[1])
+    if not forces:
+        return (batch_energies(model_config, *arguments).unflatten(0, shape),)
+    energies, own = batch_energies_and_forces(model_config, *arguments)
+    return energies.unflatten(0, shape), own.unflatten(0, (shape[0], -1))

@@ -169,6 +169,12 @@ def test_ready_tells_split_self_energies_and_networks(make_structures: MakeStruc
     assert "steps recorded as lists of operations, each shape of batches once it has come often; not compiled" in text
 
 
+def test_ready_tells_how_many_groups_there_are_and_which_are_held_out(make_structures: MakeStructures) -> None:
+    text = flat(ready_text(setup_of(make_structures, split_by="id:3")))
+    assert "groups by id:3: 2 train, 1 validation (CH4/1-3), 2 test (CH4/1-3, CH4/4-6)" in text
+    assert "groups" not in ready_text(setup_of(make_structures))
+
+
 def test_parameters_are_those_of_the_tensors_without_biases(make_structures: MakeStructures) -> None:
     setup = setup_of(make_structures, biases=False)
     text = flat(ready_text(setup))

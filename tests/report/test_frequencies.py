@@ -63,7 +63,7 @@ def test_a_minimum(shown: Show, tmp_path: Path):
 def test_an_ensemble_has_columns_of_its_spread(shown: Show):
     found = vibrations([bound_model(variant) for variant in range(3)], minimum("H2CO"))
     text, modes, energies = shown(found)
-    assert "mean of 3 models" in text[0]
+    assert "mean of 3 members" in text[0]
     spreads = found.member_wavenumbers.std(axis=0, ddof=1)
     assert [row[2] for row in modes] == [f"{spread:.1f}" for spread in spreads]
     spread = thermochemistry(found).spread
@@ -102,7 +102,7 @@ def test_models_that_disagree_have_no_spread(shown: Show):
     model = bound_model()
     found = vibrations([model, model, upside_down(model)], minimum("CO"))
     text, _, energies = shown(found)
-    assert "no spread: not all models have the same number of imaginary modes here" in text
+    assert "no spread: not all members have the same number of imaginary modes here" in text
     assert [cells[-1] for cells in energies.values()][1:] == ["", "", ""]
 
 

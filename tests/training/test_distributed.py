@@ -29,6 +29,7 @@ CASES: dict[str, Settings] = {
     "learned": {**FORCES, "learn_loss_weights": True},
     "delta": {"delta": True, "low_fidelity": (0,), **FORCES, "skip_incomplete": True, "split": (13, 4, 3)},
     "levels": {**LEVELS, **FORCES, "learn_loss_weights": True},
+    "ensemble": {"ensemble": 3, "ensemble_data": "folds", **FORCES, **MEAN, "schedule": "cosine"},
     "fixed": {"order": "fixed", "optimizer": "soap", "valid_batch_size": 3},
     "fsdp": {**FORCES, **MEAN, "fsdp": True},
     "fsdp sgd": {"optimizer": "sgd", "learning_rate": 1e-3, **MEAN, "fsdp": True},

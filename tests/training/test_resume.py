@@ -42,6 +42,7 @@ KINDS: dict[str, Settings] = {
     "cosine, mean and annealed weight": {"recipe": "fast", **FORCES},
     "learned weights": {**FORCES, "learn_loss_weights": True, "optimizer": "adamw", "schedule": "exponential"},
     "levels": {**LEVELS, **FORCES, "learn_loss_weights": True, "optimizer": "sgd", "learning_rate": 1e-3},
+    "ensemble": {"ensemble": 3, "ensemble_data": "bootstrap", **FORCES, "learn_loss_weights": True, "patience": 0},
     "fixed order": {"order": "fixed", "precision": "float32", "schedule": "step", "step_size": 2},
 }
 LONG: Settings = {"epochs": 13, "save_every": 3, "valid_batch_size": 2}

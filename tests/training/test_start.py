@@ -26,12 +26,13 @@ def of_several(size: int) -> Ranks:
 def first(size: int, start: Start | None = None, resumed: bool = False, **training: Any) -> tuple[TrainState, Any]:
     model = ModelConfig(aev=AEVConfig(elements=("C", "H"), n_radial=2, n_angular_radial=2, n_angular=2))
     config = RunConfig(model=model, training=TrainConfig(**training))
-    return first_state(config, SELF_ENERGIES, start, of_several(size), resumed)
+    state, (schedule,) = first_state(config, SELF_ENERGIES, start, of_several(size), resumed)
+    return state, schedule
 
 
 def checkpoint_of(state: TrainState, schedule: ScheduleState) -> Start:
     model = ModelConfig(aev=AEVConfig(elements=("C", "H"), n_radial=2, n_angular_radial=2, n_angular=2))
-    return Start(model, state.params, Checkpoint((), state.log_variances, state.optimizer, schedule, None))
+    return Start(model, state.params, Checkpoint((), state.log_variances, state.optimizer, (schedule,), None))
 
 
 @pytest.mark.parametrize(("scale_lr", "size", "rate"), [(False, 4, 1e-3), (True, 1, 1e-3), (True, 4, 4e-3)])
