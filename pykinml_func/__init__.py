@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pykinml_func.data.formats.database import read_databases, write_database
     from pykinml_func.data.formats.sources import read_structures
     from pykinml_func.inference.calculator import PyKinMLCalculator
+    from pykinml_func.inference.nn_surr import Nn_surr
     from pykinml_func.inference.predictor import Predictor
     from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
     from pykinml_func.inference.vibrations import vibrations
@@ -33,6 +34,7 @@ _HOMES = {
     "data.formats.database": ("read_databases", "write_database"),
     "data.formats.sources": ("read_structures",),
     "inference.calculator": ("PyKinMLCalculator",),
+    "inference.nn_surr": ("Nn_surr",),
     "inference.predictor": ("Predictor",),
     "inference.thermochemistry": ("Conditions", "thermochemistry"),
     "inference.vibrations": ("vibrations",),
@@ -56,6 +58,7 @@ __all__ = [
     "Ensemble",
     "ModelConfig",
     "Networks",
+    "Nn_surr",
     "Objective",
     "Params",
     "Predictor",

@@ -33,6 +33,14 @@ class ModelError(PyKinMLError):
     """A model file that cannot be used, or used for this."""
 
 
+class ExtrapolationError(PyKinMLError):
+    """A structure beyond what the model was trained on, where that was to be an error."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """A structure beyond what the model was trained on."""
+
+
 class RankError(PyKinMLError):
     """What ended one of several ranks, and with it all of them."""
 

@@ -62,7 +62,7 @@ def test_version(pykinml: Run) -> None:
 def test_help_names_the_commands(pykinml: Run) -> None:
     ended = pykinml("--help")
     assert ended.code == 0
-    for command in ("train", "prepare", "predict"):
+    for command in ("train", "prepare", "predict", "frequencies", "combine", "split", "convert"):
         assert re.search(rf"\b{command}\b", ended.out)
 
 

@@ -8,15 +8,19 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.constraints import FixAtoms
 from ase.vibrations import VibrationsData
 from bound_models import bound_model, minimum
 from cli_calls import Run, flat, run_command
+from torch.utils._pytree import tree_map
 
 from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
 from pykinml_func.inference.vibrations import vibrations
-from pykinml_func.training.model_file import save_model
+from pykinml_func.potential.ensemble import stack_members
+from pykinml_func.training.model_file import save_ensemble, save_model
+from pykinml_func.types import Calibration, Ensemble
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +81,24 @@ def test_several_models_relax_together(pykinml: Run, tmp_path: Path) -> None:
     found = vibrations([bound_model(variant) for variant in range(3)], molecule("H2CO"), relax=True)
     gas = thermochemistry(found, Conditions(500.0, 1e5, 1, 1.5))
     shown = cells(ended.out)
-    assert "mean of 3 models" in ended.out and "at 500 K and 100000 Pa, symmetry number 1, spin 1.5" in ended.out
+    assert "mean of 3 members" in ended.out and "at 500 K and 100000 Pa, symmetry number 1, spin 1.5" in ended.out
     assert shown["1"] == [f"{found.wavenumbers[0]:.1f}", f"{found.member_wavenumbers[:, 0].std(ddof=1):.1f}"]
     assert float(shown["enthalpy"][0]) == pytest.approx(gas.of_mean.enthalpy, abs=2e-6)
     data = VibrationsData.read(tmp_path / "modes.json")
     np.testing.assert_allclose(data.get_frequencies()[6:].real, found.wavenumbers, atol=0.01)
+
+
+def test_an_ensemble_file_is_its_members(pykinml: Run) -> None:
+    """Its calibration, which is of energies and forces at once, does not touch the spreads here."""
+    members = stack_members([bound_model(variant)[1] for variant in range(3)])
+    scales = [torch.tensor([9.0])] * 2
+    whole = Ensemble(bound_model()[0], members, Calibration(*scales, torch.tensor(1.0)))
+    save_ensemble("whole.safetensors", whole)
+    save_ensemble("pair.safetensors", Ensemble(whole.model_config, tree_map(lambda leaf: leaf[:2], members)))
+    apart = pykinml("frequencies", *[f"{variant}.safetensors" for variant in range(3)], "h2co.extxyz", "--relax")
+    assert apart.code == 0 and "mean of 3 members" in apart.out
+    assert pykinml("frequencies", "whole.safetensors", "h2co.extxyz", "--relax") == apart
+    assert pykinml("frequencies", "pair.safetensors", "2.safetensors", "h2co.extxyz", "--relax") == apart
 
 
 def test_several_structures(pykinml: Run) -> None:
@@ -97,7 +114,10 @@ WRONG = {
     "unknown element": ("0.safetensors n2.extxyz", "must be of the model's elements, C, H, O, got N"),
     "held atoms": ("0.safetensors fixed.extxyz", "fixed.extxyz@0 (H2O) must be free to move, got constraints"),
     "difference": ("delta.safetensors h2co.extxyz", "got one of level 1 less level 0"),
-    "other settings": ("0.safetensors delta.safetensors h2co.extxyz", "number 2 differs from the first in baseline"),
+    "other settings": (
+        "0.safetensors delta.safetensors h2co.extxyz",
+        "delta.safetensors differs from the first in baseline",
+    ),
     "cold": ("0.safetensors h2co.extxyz --temperature 0", "temperature must be above 0 K, got 0"),
     "odd spin": ("0.safetensors h2co.extxyz --spin 0.3", "spin must be half the number of unpaired electrons"),
     "no symmetry": ("0.safetensors h2co.extxyz --symmetry 0", "symmetry must be a symmetry number of 1 or more, got 0"),

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pykinml_func"
 
 BASE = {"types", "config", "errors", "files", "threads", "units", "version"}
-LAYERS = ["potential", "data", "training", "inference", "report", "launch", "options", "cli", "__main__"]
+LAYERS = ["potential", "data", "training", "inference", "report", "launch", "options", "commands", "cli", "__main__"]
 """Above the base, from the bottom up."""
 
 LOADS_A_LIBRARY = "potential.aev_kernel"

@@ -116,9 +116,7 @@ def test_a_recorded_calculator(
     monkeypatch: pytest.MonkeyPatch,
 ):
     (atoms,) = images_of(make_structures(["CH3OH"], seed=3))
-    monkeypatch.setattr(
-        "pykinml_func.inference.calculator.RecordedStep", lambda step: RecordedStep(step, eager_calls=0)
-    )
+    monkeypatch.setattr("pykinml_func.inference.molecule.RecordedStep", lambda step: RecordedStep(step, eager_calls=0))
 
     def calculated() -> list[Any]:
         calculator = PyKinMLCalculator((MODEL, PARAMS))

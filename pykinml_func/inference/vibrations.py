@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ConfigError, DataError, ModelError
-from pykinml_func.inference.calculator import Model, PyKinMLCalculator
+from pykinml_func.inference.calculator import Model, PyKinMLCalculator, ensemble_of
 from pykinml_func.inference.checks import checked_species, structure_label
 from pykinml_func.potential.forces import energy_and_forces
 from pykinml_func.potential.hessian import member_hessians
-from pykinml_func.types import Params
+from pykinml_func.types import Ensemble, Params
 
 if TYPE_CHECKING:
     from ase.vibrations.data import VibrationsData
@@ -42,7 +42,7 @@ _MOST_STEPS = 1000
 
 
 class Vibrations(NamedTuple):
-    """What `vibrations` finds. The potential of several models is their mean, whose Hessian is the mean of theirs."""
+    """What `vibrations` finds. The potential of several members is their mean, whose Hessian is the mean of theirs."""
 
     atoms: Atoms
     """the structure, relaxed where that was asked for"""
@@ -82,7 +82,7 @@ class Vibrations(NamedTuple):
 def vibrations(model: Model | Sequence[Model], atoms: Atoms, *, relax: bool = False, fmax: float = 1e-6) -> Vibrations:
     """Wavenumbers and normal modes of one structure, by exact Hessians in float64 at the model's highest level.
 
-    model: as PyKinMLCalculator takes it; of several, each member is asked at the structure to which their mean leads.
+    model: as PyKinMLCalculator takes it; of several members, each is asked at the structure to which their mean leads.
     relax: go downhill first, until no force is above `fmax` eV/Å. Motions of the whole structure are projected out.
     Raises ConfigError for an `fmax` that cannot be; ModelError as the calculator does, and for a model of delta
     learning; DataError for a structure that cannot be evaluated, that has constraints, or that does not come to rest.
@@ -116,15 +116,15 @@ def vibrations(model: Model | Sequence[Model], atoms: Atoms, *, relax: bool = Fa
 
 
 def _members(model: Model | Sequence[Model]) -> tuple[ModelConfig, Params]:
-    """The models' config and stacked parameters, in float64. Raises ModelError."""
-    calculator = PyKinMLCalculator(model)
-    config: ModelConfig = calculator.model_config
+    """The members' config and stacked parameters, in float64. Raises ModelError."""
+    ensemble = ensemble_of(model)
+    config = ensemble.model_config
     if config.baseline is not None:
         raise ModelError(
             f"vibrations need a model of an energy, got one of level {config.fidelities[-1]} less level "
             f"{config.baseline}; ase.vibrations.Vibrations takes PyKinMLCalculator(model, low_level=...)"
         )
-    members: Params = tree_map(torch.Tensor.double, calculator.members)
+    members: Params = tree_map(lambda leaf: leaf.detach().double(), ensemble.members)
     return config, members
 
 
@@ -139,11 +139,7 @@ def _relax(atoms: Atoms, config: ModelConfig, members: Params, fmax: float) -> i
     """Move `atoms` downhill on the mean of the members. Returns the steps. Raises DataError."""
     from ase.optimize import BFGS  # loads other optimizers and formats too
 
-    models: list[Any] = [
-        (config, tree_map(lambda leaf, place=place: leaf[place], members))
-        for place in range(len(members.self_energies))
-    ]
-    atoms.calc = PyKinMLCalculator(models)
+    atoms.calc = PyKinMLCalculator(Ensemble(config, members))
     optimizer = BFGS(atoms, logfile=None)
     converged = optimizer.run(fmax=fmax, steps=_MOST_STEPS)
     largest = float(np.linalg.norm(atoms.get_forces(), axis=1).max())

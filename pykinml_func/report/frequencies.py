@@ -22,7 +22,7 @@ def print_frequencies(
     found: Vibrations, gas: EnsembleThermochemistry | None, conditions: Conditions, output: Path | None
 ) -> None:
     """Wavenumbers (cm^-1), zero-point energy, enthalpy and Gibbs energy (eV, and kcal/mol from the electronic energy),
-    with their spread where there are several models, and where the modes were written.
+    with their spread where there are several members, and where the modes were written.
 
     gas: None where there are too many imaginary modes for it.
     """
@@ -42,8 +42,8 @@ def print_frequencies(
 def _facts(found: Vibrations) -> Iterator[str]:
     kind = _KINDS[found.n_imaginary] if found.n_imaginary < 2 else f"saddle point of order {found.n_imaginary}"
     kind = kind if found.largest_force <= AT_REST else "no stationary point"
-    models = "" if len(found.energies) == 1 else f", mean of {len(found.energies)} models"
-    yield f"{structure_label(found.atoms)}: {found.geometry}, {kind}{models}"
+    members = "" if len(found.energies) == 1 else f", mean of {len(found.energies)} members"
+    yield f"{structure_label(found.atoms)}: {found.geometry}, {kind}{members}"
     relaxed = "" if found.steps is None else f", after {found.steps} steps"
     yield f"largest force {found.largest_force:.2g} eV/Å{relaxed}"
     if found.largest_force > AT_REST:
@@ -64,7 +64,7 @@ def _gas_facts(found: Vibrations, gas: EnsembleThermochemistry | None, condition
     temperature, pressure, symmetry, spin = conditions
     yield f"ideal gas at {temperature:g} K and {pressure:g} Pa, symmetry number {symmetry}, spin {spin:g}"
     if len(found.energies) > 1 and not gas.members:
-        yield "no spread: not all models have the same number of imaginary modes here"
+        yield "no spread: not all members have the same number of imaginary modes here"
 
 
 def _wavenumbers_table(found: Vibrations) -> Table:
@@ -80,7 +80,7 @@ def _wavenumbers_table(found: Vibrations) -> Table:
 
 
 def _energies_table(found: Vibrations, gas: EnsembleThermochemistry) -> Table:
-    """Energies, how far they are from the electronic one, and their standard deviations over the models."""
+    """Energies, how far they are from the electronic one, and their standard deviations over the members."""
     several, spread = len(found.energies) > 1, gas.spread
     table = Table("", "eV", "from the energy, kcal/mol", *(["spread, kcal/mol"] if several else []))
     for column in table.columns[1:]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,53 @@ _MOST_ROWS = 40
 
 
 def print_predictions(images: Sequence[Atoms], predictions: Sequence[Prediction], output: Path | None) -> None:
-    """Energies (eV) and largest forces (eV/Å) of each level, one structure a row, and where all of it was written."""
-    levels, difference = predictions[0].fidelities, predictions[0].is_difference
-    kind = " difference" if difference else ""
+    """Energies (eV) and largest forces (eV/Å) of each level, one structure a row, and where all of it was written.
+
+    Of an ensemble also the standard deviations at the highest level; and how far beyond the training data a structure
+    lies, where that is known.
+    """
+    first = predictions[0]
+    levels, kind = first.fidelities, " difference" if first.is_difference else ""
     names = [""] if len(levels) == 1 else [f" of level {level}" for level in levels]
     columns = [text for name in names for text in (f"energy{kind}{name}, eV", f"largest force{kind}{name}, eV/Å")]
-    table = Table("structure", "formula", *columns)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for number, (image, prediction) in enumerate(zip(images, predictions, strict=True), start=1):
-        if number <= _MOST_ROWS:
-            table.add_row(str(number), image.get_chemical_formula(), *_cells(prediction))
+    is_ensemble = first.energy_std is not None
+    columns += ["energy std, eV", "largest force std, eV/Å"] if is_ensemble else []
+    is_known = any(not math.isnan(prediction.extrapolation) for prediction in predictions)
+    rows = []
+    for number, (image, prediction) in enumerate(zip(images[:_MOST_ROWS], predictions, strict=False), start=1):
+        cells = [*_cells(prediction), *(_std_cells(prediction) if is_ensemble else [])]
+        cells += [_extrapolation_cell(prediction)] if is_known else []
+        rows.append([str(number), image.get_chemical_formula(), *cells])
     console = Console()
-    console.print(table)
-    if len(images) > _MOST_ROWS:
-        rest = f"{len(images) - _MOST_ROWS} more structures are not shown"
-        console.print(rest if output else f"{rest}; write them all with -o OUT.extxyz", soft_wrap=True)
+    console.print(_table(["no.", "formula", *columns, *(["extra-\npolation"] if is_known else [])], rows))
+    for line in _lines(predictions, is_known, output):
+        console.print(line, soft_wrap=True)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Numbers stay whole where the terminal is narrow."""
+    table = Table()
+    for place, (header, cells) in enumerate(zip(headers, zip(*rows, strict=True), strict=True)):
+        width = max(map(len, cells))
+        whole = len(header) <= width  # rich narrows the widest columns that may be wrapped
+        table.add_column(header, justify="right" if place > 1 else "left", min_width=width, no_wrap=whole)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _lines(predictions: Sequence[Prediction], is_known: bool, output: Path | None) -> Iterator[str]:
+    """What stands below the table."""
+    if len(predictions) > _MOST_ROWS:
+        rest = f"{len(predictions) - _MOST_ROWS} more structures are not shown"
+        yield rest if output else f"{rest}; write them all with -o OUT.extxyz"
+    beyond = sum(prediction.is_extrapolated for prediction in predictions)
+    if is_known and beyond:
+        yield f"! {beyond} of {len(predictions)} structures beyond the training data: extrapolation above 1"
+    elif is_known:
+        yield f"none of {len(predictions)} structures beyond the training data: no extrapolation above 1"
     if output is not None:
-        console.print(f"wrote {output}", soft_wrap=True)
+        yield f"wrote {output}"
 
 
 def _cells(prediction: Prediction) -> list[str]:
@@ -41,6 +71,19 @@ def _cells(prediction: Prediction) -> list[str]:
     cells = []
     for column, energy in enumerate(prediction.level_energies):
         forces = prediction.level_forces
-        largest = "" if forces is None else f"{np.linalg.norm(forces[column], axis=1).max():.6f}"
-        cells += [f"{energy:.6f}", largest]
+        cells += [f"{energy:.6f}", "" if forces is None else f"{_largest(forces[column]):.6f}"]
     return cells
+
+
+def _std_cells(prediction: Prediction) -> list[str]:
+    energy, forces = prediction.energy_std, prediction.forces_std
+    return ["" if energy is None else f"{energy:.4f}", "" if forces is None else f"{_largest(forces):.3f}"]
+
+
+def _largest(vectors: np.ndarray) -> float:
+    """The length of the longest. vectors: (n,3)."""
+    return float(np.linalg.norm(vectors, axis=1).max())
+
+
+def _extrapolation_cell(prediction: Prediction) -> str:
+    return f"{'! ' if prediction.is_extrapolated else ''}{prediction.extrapolation:.2f}"

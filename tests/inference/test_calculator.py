@@ -19,15 +19,15 @@ from ase.md.verlet import VelocityVerlet
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import DataError, ModelError
-from pykinml_func.inference import calculator as module
+from pykinml_func.inference import molecule as module
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential.energy import init_params
-from pykinml_func.potential.ensemble import member_energies_and_forces
+from pykinml_func.potential.ensemble import member_energies_and_forces, stack_members
 from pykinml_func.potential.forces import energy_and_forces
 from pykinml_func.training.compilation import RecordedStep
-from pykinml_func.training.model_file import save_model
-from pykinml_func.types import Params
+from pykinml_func.training.model_file import load_ensemble, save_ensemble, save_model
+from pykinml_func.types import Ensemble, Params
 
 Model = tuple[ModelConfig, Params]
 
@@ -141,11 +141,30 @@ def test_several_models_give_their_mean_and_their_spread(ensemble: list[Model], 
         found = calculator.results
         mean, spread = energies.mean(), np.sqrt(((energies - energies.mean()) ** 2).sum() / 3)
         assert found["energy"] == found["free_energy"] == pytest.approx(mean, rel=0, abs=TOLERANCE)
+        np.testing.assert_allclose(found["all_energies"], energies, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found["all_forces"], forces, rtol=0, atol=TOLERANCE)
         assert found["energy_std"] == pytest.approx(spread, rel=0, abs=TOLERANCE)
         assert spread > 0.1
         np.testing.assert_allclose(found["forces"], forces.mean(axis=0), rtol=0, atol=TOLERANCE)
         spread_of_forces = np.sqrt(((forces - forces.mean(axis=0)) ** 2).sum(axis=0) / 3)
         np.testing.assert_allclose(found["forces_std"], spread_of_forces, rtol=0, atol=TOLERANCE)
+
+
+def test_files_of_several_members_are_one_ensemble(ensemble: list[Model], tmp_path: Path):
+    config = ensemble[0][0]
+    save_ensemble(tmp_path / "two.safetensors", Ensemble(config, stack_members([each[1] for each in ensemble[:2]])))
+    save_model(tmp_path / "one.safetensors", *ensemble[2])
+    atoms = molecule("H2CO")
+    expected = PyKinMLCalculator(ensemble)
+    expected.calculate(atoms)
+    mixed = [tmp_path / "two.safetensors", str(tmp_path / "one.safetensors"), ensemble[3]]
+    for models in (mixed, [load_ensemble(mixed[0]), *mixed[1:]]):
+        calculator = PyKinMLCalculator(models)
+        calculator.calculate(atoms)
+        assert calculator.members.self_energies.shape == (4, 1, 3)
+        assert calculator.results.keys() == expected.results.keys()
+        for name, value in expected.results.items():
+            np.testing.assert_array_equal(calculator.results[name], value)
 
 
 def test_one_model_has_no_spread(model: Model, ensemble: list[Model], tmp_path: Path):
@@ -155,7 +174,10 @@ def test_one_model_has_no_spread(model: Model, ensemble: list[Model], tmp_path: 
     for one in (model, [model]):
         calculator = PyKinMLCalculator(one)
         assert calculator.get_property("energy", atoms) == pytest.approx(by_the_functions(model, atoms)[0], abs=1e-10)
-        assert set(calculator.results) == {"energy", "free_energy", "forces"}
+        found = calculator.results
+        assert set(found) == {"energy", "free_energy", "forces", "all_energies", "all_forces"}
+        assert found["all_energies"].tolist() == [found["energy"]]
+        np.testing.assert_array_equal(found["all_forces"], found["forces"][None])
     pair = PyKinMLCalculator([tmp_path / "one.safetensors", str(tmp_path / "other.safetensors")])
     expected = PyKinMLCalculator(ensemble[:2])
     assert pair.get_property("energy", atoms) == expected.get_property("energy", atoms)
@@ -174,6 +196,9 @@ def test_a_low_level_moves_the_mean_of_differences_and_not_their_spread(delta_mo
     difference.calculate(atoms)
     added = total.results["forces"] - difference.results["forces"]
     np.testing.assert_allclose(added, low_level.get_property("forces", atoms), rtol=0, atol=TOLERANCE)
+    for results in (total.results, difference.results):
+        assert results["all_energies"].mean() == pytest.approx(results["energy"], rel=0, abs=TOLERANCE)
+        np.testing.assert_allclose(results["all_forces"].mean(axis=0), results["forces"], rtol=0, atol=TOLERANCE)
     for name in ("energy_std", "forces_std"):
         np.testing.assert_array_equal(total.results[name], difference.results[name])
 
@@ -187,7 +212,7 @@ def test_models_that_cannot_be_one_ensemble_are_refused(model: Model, chain_mode
     steeper = config.model_copy(
         update={"aev": config.aev.model_copy(update={"beta": 1.0}), "activations": ("tanh",) * 3}
     )
-    with pytest.raises(ModelError, match="number 3 differs from the first in aev, activations; leave it out"):
+    with pytest.raises(ModelError, match="number 3 differs from the first in activations, beta; leave it out"):
         PyKinMLCalculator([model, model, (steeper, params)])
 
 
@@ -289,5 +314,5 @@ def test_refuses_what_the_model_cannot_predict(model: Model):
     water.positions[1] = water.positions[0]
     with pytest.raises(DataError, match="atoms 0 and 1 in one place"):
         water.get_forces()
-    with pytest.raises(DataError, match="calculate needs a structure"):
+    with pytest.raises(DataError, match="the calculator needs a structure"):
         PyKinMLCalculator(model).calculate()

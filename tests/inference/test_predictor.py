@@ -1,10 +1,12 @@
-"""The predictor equals `level_energies_and_forces` structure by structure; its files and its errors."""
+"""The predictor equals `level_energies_and_forces` structure by structure, also member by member; files and errors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -12,17 +14,23 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
+from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.formats.sources import read_structures
 from pykinml_func.errors import DataError, ModelError
 from pykinml_func.inference import predictor as module
-from pykinml_func.inference.predictor import Prediction, Predictor, write_predictions
+from pykinml_func.inference.prediction_files import write_predictions
+from pykinml_func.inference.predictor import Prediction, Predictor
+from pykinml_func.potential.aev import aevs
+from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.ensemble import member_of, stack_members
 from pykinml_func.potential.forces import energy_and_forces, level_energies_and_forces
-from pykinml_func.training.model_file import save_model
-from pykinml_func.types import Batch, Params, Structures
+from pykinml_func.training.model_file import save_ensemble, save_model
+from pykinml_func.types import Batch, Calibration, Domain, Ensemble, Params, Structures
 
 Model = tuple[ModelConfig, Params]
 
@@ -36,7 +44,9 @@ def one_by_one(model: Model, images: list[Atoms]) -> list[Prediction]:
     for atoms in images:
         species = torch.tensor([config.aev.elements.index(symbol) for symbol in atoms.symbols])
         energies, forces = level_energies_and_forces(config, params, species, torch.from_numpy(atoms.positions))
-        found.append(Prediction(config.fidelities, config.baseline is not None, energies.numpy(), forces.numpy()))
+        own = energies.numpy(), forces.numpy()
+        alone = own[0][None], own[1][None]
+        found.append(Prediction(config.fidelities, config.baseline is not None, *own, *alone))
     return found
 
 
@@ -199,10 +209,10 @@ def test_extxyz_round_trip(model: Model, molecules: list[Atoms], tmp_path: Path)
     path = tmp_path / "new" / "out.extxyz"
     write_predictions(path, molecules, predictions)
     frames = ase.io.read(path, index=":")
-    found = [
-        Prediction((1,), False, np.array([atoms.get_potential_energy()]), atoms.get_forces()[None]) for atoms in frames
-    ]
-    assert largest_difference(found, predictions) < 1e-8  # what the format holds
+    for frame, prediction in zip(frames, predictions, strict=True):
+        assert frame.get_potential_energy() == pytest.approx(prediction.energy, abs=1e-8)  # what the format holds
+        np.testing.assert_allclose(frame.get_forces(), prediction.forces, rtol=0, atol=1e-8)
+        assert not {"energy_std", "extrapolation", "is_extrapolated"} & frame.info.keys()
     for frame, atoms in zip(frames, molecules, strict=True):
         assert (frame.numbers == atoms.numbers).all()
         np.testing.assert_allclose(frame.positions, atoms.positions, rtol=0, atol=1e-8)
@@ -302,3 +312,158 @@ def test_refuses_the_name_of_another_format(model: Model, tmp_path: Path, name: 
     with pytest.raises(DataError, match=r"name it \.extxyz or \.xyz"):
         write_predictions(tmp_path / name, water, Predictor(*model).predict(water))
     assert not list(tmp_path.iterdir())
+
+
+N_MEMBERS = 3
+
+
+def ensemble_of(model: Model, **known: Any) -> Ensemble:
+    """Members that differ in networks and self energies."""
+    config, params = model
+    members = []
+    for seed in range(N_MEMBERS):
+        drawn = init_params(config, torch.Generator().manual_seed(seed))
+        networks = tree_map(lambda new, old: new.to(old), drawn.networks, params.networks)
+        members.append(Params(networks, params.self_energies + 0.01 * seed))
+    return Ensemble(config, stack_members(members), **known)
+
+
+def domain_of(config: ModelConfig) -> Domain:
+    generator = torch.Generator().manual_seed(4)
+    n_species, length = len(config.aev.elements), config.aev.length
+    whitener = torch.randn(n_species, length, 5, generator=generator)
+    return Domain(torch.rand(n_species, length, generator=generator), whitener, torch.tensor([2.0, 3.0, 4.0]))
+
+
+def test_every_member_is_what_it_is_alone(any_model: Model, molecules: list[Atoms]):
+    ensemble = ensemble_of(any_model)
+    alone = [
+        Predictor(ensemble.model_config, member_of(ensemble.members, place)).predict(molecules)
+        for place in range(N_MEMBERS)
+    ]
+    for m, found in enumerate(Predictor(ensemble).predict(molecules, batch_size=3)):
+        energies = np.stack([each[m].level_energies for each in alone])
+        forces = np.stack([each[m].level_forces for each in alone])
+        np.testing.assert_allclose(found.member_energies, energies, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.member_forces, forces, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.level_energies, energies.mean(axis=0), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.level_forces, forces.mean(axis=0), rtol=0, atol=TOLERANCE)
+        assert found.energy_std == pytest.approx(energies[:, -1].std(ddof=1), rel=1e-8)
+        np.testing.assert_allclose(found.forces_std, forces[:, -1].std(axis=0, ddof=1), rtol=0, atol=TOLERANCE)
+        assert math.isnan(found.spread) and math.isnan(found.distance) and math.isnan(found.extrapolation)
+        assert not found.is_extrapolated
+
+
+def test_one_member_has_no_spread(any_model: Model, molecules: list[Atoms]):
+    config, params = any_model
+    for found in Predictor(Ensemble(config, stack_members([params]))).predict(molecules):
+        np.testing.assert_array_equal(found.member_energies, found.level_energies[None])
+        np.testing.assert_array_equal(found.member_forces, found.level_forces[None])
+        assert found.energy_std is None and found.forces_std is None and math.isnan(found.extrapolation)
+
+
+def test_standard_deviations_are_calibrated(chain_model: Model, molecules: list[Atoms]):
+    """By the scale of the highest level; the largest of the structures is the limit where that is its number."""
+    plain = Predictor(ensemble_of(chain_model)).predict(molecules)
+    largest = max(2.5 * one.energy_std / math.sqrt(len(atoms)) for one, atoms in zip(plain, molecules, strict=True))
+    scales = torch.tensor([[9.0, 9.0, 2.5], [9.0, 9.0, 0.5]], dtype=torch.float64)
+    calibration = Calibration(*scales, torch.tensor(largest, dtype=torch.float64))
+    found = Predictor(ensemble_of(chain_model, calibration=calibration)).predict(molecules)
+    for one, other, atoms in zip(found, plain, molecules, strict=True):
+        assert one.energy_std == pytest.approx(2.5 * other.energy_std, rel=1e-12)
+        np.testing.assert_allclose(one.forces_std, 0.5 * other.forces_std, rtol=1e-12)
+        assert one.spread == pytest.approx(one.energy_std / math.sqrt(len(atoms)) / largest, rel=1e-12)
+        assert one.extrapolation == one.spread
+    assert max(one.spread for one in found) == pytest.approx(1, rel=1e-12)
+    assert not any(one.spread > 1 + 1e-12 for one in found)
+
+
+def test_an_unknown_scale_leaves_the_plain_standard_deviation(model: Model, molecules: list[Atoms]):
+    unknown = torch.full((1,), torch.nan)
+    calibration = Calibration(unknown, unknown, torch.tensor(0.5))
+    plain, found = (
+        Predictor(ensemble_of(model, calibration=known)).predict(molecules) for known in (None, calibration)
+    )
+    for one, other in zip(found, plain, strict=True):
+        assert one.energy_std == other.energy_std
+        np.testing.assert_array_equal(one.forces_std, other.forces_std)
+
+
+@pytest.mark.parametrize("members", [1, N_MEMBERS])
+@pytest.mark.parametrize("forces", [True, False])
+def test_distances_are_those_of_the_domain(
+    model: Model, molecules: list[Atoms], members: int, forces: bool, either_aevs: bool
+):
+    """Of the farthest atom, from AEVs computed one structure at a time."""
+    assert either_aevs in (True, False)
+    config, domain = model[0], domain_of(model[0])
+    whole = ensemble_of(model, domain=domain)
+    if members == 1:
+        whole = whole._replace(members=stack_members([model[1]]))
+    images = molecules + molecules[:1] * 11  # so that the step is recorded
+    for atoms, found in zip(images, Predictor(whole).predict(images, forces=forces, batch_size=1), strict=True):
+        species = torch.tensor([config.aev.elements.index(symbol) for symbol in atoms.symbols])
+        own = aevs(config.aev, species, torch.from_numpy(atoms.positions))
+        offsets = (own - domain.mean[species]).float()
+        lengths = torch.einsum("nd,ndk->nk", offsets, domain.whitener[species]).norm(dim=1) / domain.farthest[species]
+        assert found.distance == pytest.approx(lengths.max().item(), rel=1e-4)
+        assert found.is_extrapolated == (found.distance > 1)
+
+
+def test_the_larger_number_says_how_far_beyond_the_data(model: Model, molecules: list[Atoms]):
+    domain = domain_of(model[0])
+    whole = ensemble_of(model, calibration=Calibration(torch.ones(1), torch.ones(1), torch.tensor(1.0)), domain=domain)
+    limit = np.median([one.spread / one.distance for one in Predictor(whole).predict(molecules)])
+    calibration = Calibration(torch.ones(1), torch.ones(1), torch.tensor(limit))
+    found = Predictor(whole._replace(calibration=calibration)).predict(molecules)
+    assert {one.spread > one.distance for one in found} == {True, False}
+    assert all(one.extrapolation == max(one.spread, one.distance) for one in found)
+
+
+def test_a_low_level_is_added_to_every_member(delta_model: Model, molecules: list[Atoms], low_level: LennardJones):
+    predictor = Predictor(ensemble_of(delta_model))
+    for atoms, found, difference in zip(
+        molecules, predictor.predict(molecules, low_level=low_level), predictor.predict(molecules), strict=True
+    ):
+        energy, forces = low_level.get_potential_energy(atoms), low_level.get_forces(atoms)
+        np.testing.assert_allclose(found.member_energies, difference.member_energies + energy, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.member_forces, difference.member_forces + forces, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.forces, difference.forces + forces, rtol=0, atol=TOLERANCE)
+        assert found.energy_std == pytest.approx(difference.energy_std, rel=1e-9)
+
+
+def test_loads_an_ensemble(model: Model, molecules: list[Atoms], tmp_path: Path):
+    calibration = Calibration(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor(0.01))
+    whole = ensemble_of(model, calibration=calibration, domain=domain_of(model[0]))
+    save_ensemble(tmp_path / "model.safetensors", whole)
+    for found, expected in zip(
+        Predictor.load(tmp_path / "model.safetensors").predict(molecules, forces=False),
+        Predictor(whole).predict(molecules),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found.member_energies, expected.member_energies, rtol=0, atol=TOLERANCE)
+        assert found.energy_std == pytest.approx(expected.energy_std, rel=1e-9)
+        assert found.extrapolation == pytest.approx(expected.extrapolation, rel=1e-9)
+        assert found.forces_std is None and found.member_forces is None
+
+
+def test_takes_an_ensemble_or_config_and_params(model: Model):
+    with pytest.raises(TypeError, match="takes an Ensemble, or a ModelConfig and Params"):
+        Predictor(model[0])
+
+
+def test_what_is_known_of_trust_is_written(model: Model, molecules: list[Atoms], tmp_path: Path):
+    calibration = Calibration(torch.ones(1), torch.ones(1), torch.tensor(0.01))
+    whole = ensemble_of(model, calibration=calibration, domain=domain_of(model[0]))
+    predictions, path = Predictor(whole).predict(molecules), tmp_path / "out.extxyz"
+    write_predictions(path, molecules, predictions)
+    frames = ase.io.read(path, index=":")
+    for frame, prediction in zip(frames, predictions, strict=True):
+        assert frame.info["energy_std"] == pytest.approx(prediction.energy_std, abs=1e-8)
+        np.testing.assert_allclose(frame.arrays["forces_std"], prediction.forces_std, rtol=0, atol=1e-8)
+        assert frame.info["extrapolation"] == pytest.approx(prediction.extrapolation, rel=1e-7)
+        assert frame.info["is_extrapolated"] == prediction.is_extrapolated
+    write_predictions(path, frames, Predictor(*model).predict(frames))  # of which nothing is known
+    for frame in ase.io.read(path, index=":"):
+        assert not {"energy_std", "extrapolation", "is_extrapolated"} & frame.info.keys()
+        assert "forces_std" not in frame.arrays

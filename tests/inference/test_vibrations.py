@@ -19,8 +19,9 @@ from pykinml_func.errors import ConfigError, DataError, ModelError
 from pykinml_func.inference import vibrations as module
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.vibrations import Vibrations, vibrations
-from pykinml_func.training.model_file import save_model
-from pykinml_func.types import Params
+from pykinml_func.potential.ensemble import stack_members
+from pykinml_func.training.model_file import save_ensemble, save_model
+from pykinml_func.types import Ensemble, Params
 
 TOLERANCE = 1e-6  # cm^-1: rounding, also of relaxed positions
 AT_REST = 1.0  # cm^-1 that the whole molecule may have at a stationary point
@@ -153,6 +154,27 @@ def test_members_are_asked_where_their_mean_leads():
     np.testing.assert_allclose(mean, np.mean([each.hessians[0] for each in alone], axis=0), rtol=0, atol=1e-10)
     np.testing.assert_allclose(found.data.get_frequencies()[6:].real, found.wavenumbers, rtol=0, atol=0.01)
     assert np.ptp(found.member_wavenumbers, axis=0).min() > 0.1
+
+
+def test_an_ensemble_is_its_members(tmp_path: Path):
+    """As one object, as one file, and as a list of models."""
+    models = [bound_model(variant) for variant in range(3)]
+    ensemble = Ensemble(models[0][0], stack_members([params for _, params in models]))
+    save_ensemble(tmp_path / "three.safetensors", ensemble)
+    expected = vibrations(models, minimum("H2CO"))
+    for model in (ensemble, tmp_path / "three.safetensors"):
+        found = vibrations(model, minimum("H2CO"))
+        np.testing.assert_array_equal(found.energies, expected.energies)
+        np.testing.assert_array_equal(found.member_wavenumbers, expected.member_wavenumbers)
+        np.testing.assert_array_equal(found.wavenumbers, expected.wavenumbers)
+
+
+def test_parameters_that_are_trained_are_evaluated_alike():
+    config, params = bound_model()
+    tracked = tree_map(lambda leaf: leaf.clone().requires_grad_(), params)
+    expected = vibrations((config, params), minimum("H2O"))
+    found = vibrations((config, tracked), minimum("H2O"), relax=True)
+    np.testing.assert_allclose(found.wavenumbers, expected.wavenumbers, rtol=0, atol=1e-3)
 
 
 def test_energies_and_forces_are_those_of_the_calculator(tmp_path: Path):

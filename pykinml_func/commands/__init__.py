@@ -1,0 +1,1 @@
+"""The commands of `pykinml`, a file each: they parse, call, and print."""
