@@ -1,8 +1,8 @@
 """Steps as pure functions: state and batch in, new state and sums out.
 
 Those of an ensemble train all members at once: every tensor of the state and every sum has a leading axis of members,
-and a batch is of `Packer.pack_members`, or one of `Packer.pack` that they share, whose AEVs are then computed once. What
-a member gets is what it would get alone.
+and a batch is of `Packer.pack_members`, or one of `Packer.pack` that they share, whose AEVs are then computed once.
+What a member gets is what it would get alone.
 
 # M structures, L fidelity levels, S species, N atoms a species (padded), T tasks, E members
 """
