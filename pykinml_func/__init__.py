@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykinml_func.inference.calculator import PyKinMLCalculator
     from pykinml_func.inference.nn_surr import Nn_surr
     from pykinml_func.inference.predictor import Predictor
+    from pykinml_func.inference.selection import select
     from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
     from pykinml_func.inference.vibrations import vibrations
     from pykinml_func.potential.aev import aev_jacobians, aevs
@@ -36,6 +37,7 @@ _HOMES = {
     "inference.calculator": ("PyKinMLCalculator",),
     "inference.nn_surr": ("Nn_surr",),
     "inference.predictor": ("Predictor",),
+    "inference.selection": ("select",),
     "inference.thermochemistry": ("Conditions", "thermochemistry"),
     "inference.vibrations": ("vibrations",),
     "potential.aev": ("aev_jacobians", "aevs"),
@@ -88,6 +90,7 @@ __all__ = [
     "read_structures",
     "save_ensemble",
     "save_model",
+    "select",
     "sgd",
     "thermochemistry",
     "vibrations",

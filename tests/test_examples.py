@@ -162,6 +162,19 @@ def test_multi_fidelity_from_python(quickstart: Quickstart) -> None:
     np.testing.assert_allclose(found.level_energies, [-212.0, -3113.7], rtol=0, atol=3)  # eV, of all electrons or few
 
 
+def test_uncertainty_from_python(quickstart: Quickstart) -> None:
+    """A stretched molecule is less certain than one at rest, and one that was never seen is known to be uncertain."""
+    output = run(quickstart.folder, sys.executable, EXAMPLES / "07_uncertainty.py", 8, "uncertain")
+    number = r"(-?\d+\.\d+)"
+    lines = re.findall(rf"^(H2CO.*): {number} ± {number} eV, extrapolation {number}$", output, re.MULTILINE)
+    (_, energy, std, near), (_, _, larger, far) = lines
+    assert float(energy) == pytest.approx(-3114.7, abs=0.5) and float(std) < float(larger)
+    assert float(near) < 1 < float(far)
+    expected, actual = map(float, re.findall(rf"{number} kcal/mol is expected, and {number} is what", output)[0])
+    assert 0.2 < actual / expected < 5
+    assert len(set(re.findall(r"label next: structures (.*)$", output, re.MULTILINE)[0].split(", "))) == 5
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("0*.py")), ids=lambda path: path.name)
 def test_examples_are_short(path: Path) -> None:
     searches_and_compares = path.name == "08_transition_state.py"

@@ -208,8 +208,9 @@ class TrainConfig(Frozen):
                 f"fsdp cuts one model among the ranks, got ensemble = {self.ensemble}; leave one of them out",
                 either=("fsdp", "ensemble"),
             )
-        if not all(0 <= seed < 2**63 for seed in (*self.seeds, self.member_seeds[-1])):
-            raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, self.seeds))}")
+        seeds = (self.seeds[0], *self.member_seeds)
+        if not all(0 <= seed < 2**63 for seed in seeds):
+            raise ValueError(f"seeds must be from 0 to 2**63 - 1, got {', '.join(map(str, seeds))}")
         given = self.inapplicable() & self.model_fields_set
         for name, other in (
             ("force_weight", "learn_loss_weights"),

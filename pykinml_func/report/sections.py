@@ -15,6 +15,7 @@ from pykinml_func.config.names import shown
 from pykinml_func.data.formats.rows import some
 from pykinml_func.data.groups import structure_groups
 from pykinml_func.data.labels import has_forces
+from pykinml_func.potential.ensemble import as_members, member_of
 from pykinml_func.training.metrics import best_epochs, level_prefixes
 from pykinml_func.training.reporter import RunResult, Setup
 from pykinml_func.types import Networks, Structures
@@ -43,14 +44,16 @@ def layer_sizes(networks: Networks) -> list[int]:
 
 
 def networks_table(setup: Setup) -> Table:
-    """The layers of each element's network: shape, activation, bias, number of parameters."""
-    model = setup.config.model
+    """The layers of each element's network, in an ensemble one member's: shape, activation, bias, number of
+    parameters.
+    """
+    model, params = setup.config.model, member_of(as_members(setup.params), 0)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for header in ("element", "layer", "in -> out", "activation", "bias", "parameters"):
         table.add_column(header, overflow="fold")
     table.columns[2].justify = table.columns[5].justify = "right"
     bias = "yes" if model.biases else "no"
-    for level, networks in zip(model.fidelities, setup.params.networks, strict=True):
+    for level, networks in zip(model.fidelities, params.networks, strict=True):
         sizes = layer_sizes(networks)
         for element in model.aev.elements:
             name = element if model.n_levels == 1 else f"{element}, level {level}"
@@ -58,7 +61,7 @@ def networks_table(setup: Setup) -> Table:
                 shape = f"{weight.shape[2]} -> {weight.shape[1]}"
                 table.add_row("" if k else name, str(k + 1), shape, model.activations[k], bias, str(size))
             table.add_row("", "all", "", "", "", str(sum(sizes)), end_section=True)
-    total = sum(sum(layer_sizes(networks)) for networks in setup.params.networks) * len(model.aev.elements)
+    total = sum(sum(layer_sizes(networks)) for networks in params.networks) * len(model.aev.elements)
     table.add_row(f"all {len(model.aev.elements) * model.n_levels}", "", "", "", "", str(total))
     return table
 

@@ -19,9 +19,10 @@ from pykinml_func.data.formats.database import write_database
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.potential.energy import init_params
+from pykinml_func.potential.ensemble import stack_members
 from pykinml_func.potential.self_energies import SelfEnergyFit
 from pykinml_func.report.console import ConsoleReporter
-from pykinml_func.report.sections import errors_table, is_milestone, label_counts
+from pykinml_func.report.sections import errors_table, is_milestone, label_counts, result_facts
 from pykinml_func.training.fit import fit
 from pykinml_func.training.reporter import Predictions, RunResult, Setup
 from pykinml_func.training.setup import RunData
@@ -211,6 +212,27 @@ def test_networks_of_every_level_are_tabulated(make_structures: MakeStructures) 
         assert f"{element}, level 0 1 20 -> 5 tanh yes 105" in text
         assert f"{element}, level 2 1 21 -> 5 tanh yes 110" in text
     assert f"all 4 {2 * (105 + 110 + 2 * 18 + 2 * 4)}" in text
+
+
+def test_an_ensemble_tells_its_members_and_the_networks_of_one(make_structures: MakeStructures) -> None:
+    alone, several = (setup_of(make_structures, ensemble=n, seeds=(0, 3), ensemble_data="all") for n in (1, 4))
+    several = several._replace(params=stack_members([several.params] * 4))
+    facts = "ensemble 4 members of seeds 3 to 6, each on all structures"
+    text = flat(ready_text(several))
+    assert facts in text and "ensemble" not in ready_text(alone)
+    one = flat(ready_text(alone))
+    assert text.partition("element layer")[2] == one.partition("element layer")[2] != ""
+
+
+def test_the_epochs_that_the_members_keep_are_told() -> None:
+    history = [
+        record_of(epoch) | {f"member_{k}_valid_energy_rmse": abs(epoch - 2 - k) for k in range(3)}
+        for epoch in range(1, 6)
+    ]
+    result = RunResult(Path("run"), init_params(RunConfig().model, torch.Generator()), history, {}, {}, {}, 0)
+    assert ("kept", "each member's epoch, 2 to 4, of the least validation RMSE of the energies") in result_facts(
+        result, 5, (1,), False
+    )
 
 
 def test_delta_and_structures_left_out_are_told(make_structures: MakeStructures) -> None:
