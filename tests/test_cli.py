@@ -166,6 +166,7 @@ TYPED = {
     "--randomseed 2,3": {"seeds": [2, 3]},
     "--floss --fw 0.2": {"forces": True, "force_weight": 0.2},
     "--floss --optimize-force-weight": {"forces": True, "learn_loss_weights": True},
+    "--recipe fast --ensemble 4 --ensemble-data shared": {"recipe": "fast", "ensemble": 4, "ensemble_data": "shared"},
     "--write-tvtmsk": {},
     "--aev_params 4,3,2": {"n_radial": 4, "n_angular_radial": 3, "n_angular": 2},
     "--cuttoff-radius 4.5,3.5 --beta 0.9": {"radial_cutoff": 4.5, "angular_cutoff": 3.5, "beta": 0.9},

@@ -250,7 +250,7 @@ class TrainConfig(Frozen):
             "threshold": self.schedule == "plateau",
             "step_size": self.schedule == "step",
             "keep_optimizer": self.start_from is not None or not self.keep_optimizer,
-            "ensemble_data": self.ensemble > 1 or self.ensemble_data == "all",
+            "ensemble_data": self.ensemble != 1 or self.ensemble_data == "all",
         }
         return {name for name, holds in applies.items() if not holds}
 

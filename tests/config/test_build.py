@@ -305,6 +305,14 @@ def test_what_is_typed_or_in_the_file_wins_over_a_recipe() -> None:
     assert training.optimizer == "soap" and training.forces
 
 
+def test_an_ensemble_is_typed_beside_a_recipe() -> None:
+    """As text, which the recipe sees before it is read as a number."""
+    training = build_config({"recipe": "fast", "ensemble": "8", "ensemble_data": "folds", "seeds": "0,3"}).training
+    assert (training.ensemble, training.ensemble_data, training.optimizer) == (8, "folds", "soap")
+    assert training.member_seeds == tuple(range(3, 11))
+    assert "ensemble_data needs ensemble = 2 or more" in refusal(recipe="fast", ensemble="1", ensemble_data="folds")
+
+
 def test_a_typed_recipe_leaves_out_what_its_values_make_meaningless_in_the_file() -> None:
     training = build_config({"recipe": "fast"}, {"patience": 3}).training
     assert training.schedule == "cosine" and "patience" not in training.model_fields_set
