@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pykinml_func.potential import aev_kernel
 
 _MATMUL = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 _NOTHING_DONE = {
@@ -27,9 +31,30 @@ class Split(NamedTuple):
     """the rest: Python, NumPy that packs batches, calls of torch"""
 
 
+class _Profile(profile):
+    """Sees the compiled AEVs too, which recorded steps call without torch's knowledge."""
+
+    def start(self) -> None:
+        """See `profile`."""
+        call = aev_kernel._call
+
+        def seen(*arguments: Any) -> Tensor:
+            with record_function("pykinml::kernel"):
+                return call(*arguments)
+
+        self._patch = patch.object(aev_kernel, "_call", seen)
+        self._patch.start()
+        super().start()
+
+    def stop(self) -> None:
+        """See `profile`."""
+        super().stop()
+        self._patch.stop()
+
+
 def profiler() -> profile:
-    """Counts the time of each operation of torch."""
-    return profile(activities=[ProfilerActivity.CPU])
+    """Counts the time of each operation of torch, and of the compiled AEVs."""
+    return _Profile(activities=[ProfilerActivity.CPU])
 
 
 def split_of(profiled: profile, seconds: float) -> Split:

@@ -14,6 +14,8 @@ from bench.limit import MODEL, STRUCTURES, epoch_work, limit_seconds, repeated
 from bench.rates import all_rates, best_seconds
 from bench.recorder import Recorder
 from bench.split import kind_of, profiler, split_of
+from pykinml_func.potential import aev_kernel
+from pykinml_func.training.compilation import RecordedStep
 
 ROOT = Path(__file__).parents[2]
 RATES = {"matmul": 10.0, "layer": 5.0, "read": 2.0, "copy": 4.0, "exp_torch": 1.0, "exp_kernel": 4.0}
@@ -63,6 +65,18 @@ def test_a_split_is_of_the_seconds_without_profiler():
     assert sum(found) == pytest.approx(10)
     assert found.matmul > found.elementwise > 0 and found.aev == 0 and found.overhead > 9
     assert split_of(profiled, 0.0).overhead == 0, "never less than nothing"
+
+
+@pytest.mark.parametrize("eager_calls", [0, 100])
+def test_compiled_aevs_are_seen_in_recorded_steps_too(eager_calls: int):
+    """Which call them without torch's knowledge."""
+    if not aev_kernel.available():
+        pytest.skip("needs the compiled AEVs")
+    positions = torch.rand(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
+    atoms = aev_kernel.Atoms(torch.arange(40), torch.tensor([0, 40]), torch.zeros(40, dtype=torch.int64))
+    step = RecordedStep(lambda moved: aev_kernel.aevs(MODEL.aev, atoms, moved), eager_calls=eager_calls)
+    found = repeated(lambda: step(positions), 5)
+    assert found.split.aev > 0.2 * found.seconds
 
 
 def test_a_call_is_repeated_timed_and_profiled():
