@@ -21,7 +21,7 @@ def main(epochs: int, output: Path) -> None:
     """Train four networks at once on everything but hydroxymethyl, then ask them about that, and about formaldehyde."""
     files = sorted(str(path) for path in DATA.glob("*.db") if path.name != "CH3O.db")
     config = RunConfig(
-        data=DataConfig(input=tuple(files), skip_incomplete=True),
+        data=DataConfig(input=tuple(files)),
         training=TrainConfig(recipe="fast", ensemble=4, epochs=epochs, output=output),
     )
     result = fit(config, ConsoleReporter(), overwrite=True)
