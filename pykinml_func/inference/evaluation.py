@@ -149,10 +149,14 @@ def _test_ids(split_files: Sequence[Path]) -> set[str]:
 
 def evaluate(predictor: Predictor, labels: Structures) -> Evaluation:
     """The errors of a model. labels: of `read_labels`. Raises ModelError for elements that the model does not know."""
+    return compared(labels, predictions_of(predictor, labels), predictor.model_config.baseline)
+
+
+def predictions_of(predictor: Predictor, labels: Structures) -> list[Prediction]:
+    """What a model says of labelled structures, of forces too where any of them has some. Raises as `evaluate`."""
     bounds = zip(labels.ids.tolist(), labels.offsets[:-1], labels.offsets[1:], strict=True)
     images = [Atoms(labels.numbers[a:b], labels.positions[a:b], info={SOURCE: name}) for name, a, b in bounds]
-    predictions = predictor.predict(images, forces=bool(has_forces(labels).any()))
-    return compared(labels, predictions, predictor.model_config.baseline)
+    return predictor.predict(images, forces=bool(has_forces(labels).any()))
 
 
 def compared(labels: Structures, predictions: Sequence[Prediction], baseline: int | None = None) -> Evaluation:

@@ -25,7 +25,7 @@ from pykinml_func.inference.low_level import LowLevel, check_low_level, low_leve
 from pykinml_func.inference.uncertainty import scales_of, spread_numbers
 from pykinml_func.potential import aev_kernel
 from pykinml_func.potential.domain import structure_distances
-from pykinml_func.potential.ensemble import member_of, stack_members
+from pykinml_func.potential.ensemble import as_params, stack_members
 from pykinml_func.potential.features import KnownAEVs
 from pykinml_func.potential.self_energies import add_self_energies
 from pykinml_func.training.compilation import RecordedStep
@@ -116,8 +116,7 @@ class Predictor:
         whole: Any = model if params is None else Ensemble(model, stack_members([params]))  # type: ignore[arg-type]
         self.model_config: ModelConfig = whole.model_config
         self.ensemble = Ensemble(whole.model_config, *tree_map_only(Tensor, Tensor.detach, tuple(whole[1:])))
-        alone = whole.n_members == 1
-        self._params = member_of(self.ensemble.members, 0) if alone else self.ensemble.members
+        self._params = as_params(self.ensemble.members)
         self._steps = {
             forces: RecordedStep(_build_step(self.ensemble, forces), eager_calls=_EAGER_BATCHES)
             for forces in (False, True)

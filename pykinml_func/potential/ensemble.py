@@ -37,6 +37,11 @@ def as_members(params: Params) -> Params:
     return params if params.self_energies.ndim == 3 else stack_members([params])
 
 
+def as_params(members: Params) -> Params:
+    """The inverse of `as_members`: without the axis for one model."""
+    return members if len(members.self_energies) > 1 else member_of(members, 0)
+
+
 def member_of(members: Params, place: int) -> Params:
     """The parameters of one member."""
     alone: Params = tree_map(lambda leaf: leaf[place], members)

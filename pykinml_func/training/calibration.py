@@ -11,7 +11,7 @@ mean is too large (by 18% for eight members), since variances come out small by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,13 +51,22 @@ def calibrate(model_config: ModelConfig, members: Params, packer: Packer, forces
     if n_members == 1:
         return Calibration(unknown, unknown.clone(), unknown[0].clone())
     found = list(_squares(model_config, members, packer, forces))
+    by_level = ([each.energies for each in found], [each.forces for each in found])
+    energy, force = ([torch.cat(parts) for parts in zip(*of_batches, strict=True)] for of_batches in by_level)
+    spread = max((each.spread for each in found), default=0.0)
+    return Calibration(*(each.to(device) for each in calibration_of(energy, force, spread, n_members)))
+
+
+def calibration_of(energies: Sequence[Tensor], forces: Sequence[Tensor], spread: float, n_members: int) -> Calibration:
+    """From the `squared_ratios` of every level, and the largest standard deviation of the energy over the root of the
+    number of atoms (eV, not calibrated), NaN where there is no ratio.
+    """
     energy, force = (
-        unknown.new_tensor([student_scale(torch.cat(parts), n_members - 1) for parts in zip(*by_batch, strict=True)])
-        for by_batch in ([each.energies for each in found], [each.forces for each in found])
+        torch.tensor([student_scale(each, n_members - 1) for each in kind], dtype=torch.float64)
+        for kind in (energies, forces)
     )
-    limit = energy[-1].nan_to_num(nan=1.0) * max((each.spread for each in found), default=0.0)
-    limit = torch.where(limit > 0, limit, torch.nan)
-    return Calibration(energy, force if forces else unknown, limit)
+    limit = energy[-1].nan_to_num(nan=1.0) * spread
+    return Calibration(energy, force, torch.where(limit > 0, limit, torch.nan))
 
 
 def student_scale(squares: Tensor, freedom: int) -> float:
@@ -82,15 +91,15 @@ def _squares(model_config: ModelConfig, members: Params, packer: Packer, forces:
     predict = build_predict_step(model_config, forces, len(members.self_energies))
     for batch in packer.batches(packer.members):
         energies, *of_atoms = (each.double() for each in predict(members, batch))
-        by_level = _ratios(energies, batch.energies, batch.energy_mask > 0)
+        by_level = squared_ratios(energies, batch.energies, batch.energy_mask > 0)
         components = [energies.new_empty(0)] * model_config.n_levels
         if of_atoms and batch.forces is not None and batch.component_weights is not None:
             there = (batch.component_weights > 0).unsqueeze(-1).expand_as(batch.forces)
-            components = _ratios(*(each.movedim(-2, -1) for each in (of_atoms[0], batch.forces, there)))
+            components = squared_ratios(*(each.movedim(-2, -1) for each in (of_atoms[0], batch.forces, there)))
         yield _Squares(by_level, components, _spread(batch, energies[:, :, -1]))
 
 
-def _ratios(members: Tensor, labels: Tensor, there: Tensor) -> list[Tensor]:
+def squared_ratios(members: Tensor, labels: Tensor, there: Tensor) -> list[Tensor]:
     """Squares of error over standard deviation, of each level. members: (E,...,L); labels, there: (...,L)."""
     variance = members.var(dim=0)
     squares = (members.mean(dim=0) - labels) ** 2 / variance

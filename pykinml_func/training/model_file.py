@@ -22,7 +22,7 @@ from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
 from pykinml_func.files import write_atomically
 from pykinml_func.potential.energy import init_params
-from pykinml_func.potential.ensemble import member_of, n_members_of, stack_members
+from pykinml_func.potential.ensemble import as_members, as_params, member_of, n_members_of, stack_members
 from pykinml_func.types import Calibration, Domain, Ensemble, Params
 from pykinml_func.version import __version__
 
@@ -57,8 +57,7 @@ def save_ensemble(path: str | Path, ensemble: Ensemble) -> None:
     """Write a model file whole or not at all; `load_ensemble` reads it."""
     parts = {"calibration.": ensemble.calibration, "domain.": ensemble.domain}
     tensors = {name: tensor for prefix, part in parts.items() for name, tensor in named(part, prefix).items()}
-    params = ensemble.members if ensemble.n_members > 1 else member_of(ensemble.members, 0)
-    save_tensors(Path(path), ensemble.model_config, params, tensors, {})
+    save_tensors(Path(path), ensemble.model_config, as_params(ensemble.members), tensors, {})
 
 
 def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensemble:
@@ -72,7 +71,7 @@ def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensem
     members = filled_in(path, shapes_of(model_config, n_members), tensors)
     found = Ensemble(
         model_config,
-        members if n_members > 1 else stack_members([members]),
+        as_members(members),
         _whole(path, Calibration, "calibration.", tensors),
         _whole(path, Domain, "domain.", tensors),
     )

@@ -14,7 +14,7 @@ from pykinml_func.data.manifest import read_manifest
 from pykinml_func.data.prepared import PreparedSet
 from pykinml_func.data.splits import Split
 from pykinml_func.errors import ConfigError, ModelError
-from pykinml_func.potential.ensemble import member_of
+from pykinml_func.potential.ensemble import as_params
 from pykinml_func.training.checkpoint import Progress, load_checkpoint, newest_checkpoint
 from pykinml_func.training.model_file import load_ensemble
 from pykinml_func.training.optimizers import build_optimizer
@@ -36,7 +36,7 @@ def read_resumed(config: RunConfig) -> Resumed:
     training, directory = config.training, config.training.output
     path = newest_checkpoint(directory)
     loaded = load_ensemble(path)
-    model_config, params = loaded.model_config, loaded.members if loaded.n_members > 1 else member_of(loaded.members, 0)
+    model_config, params = loaded.model_config, as_params(loaded.members)
     n_tasks = build_objective(training).n_tasks(len(model_config.fidelities))
     checkpoint = load_checkpoint(path, build_optimizer(training), training.optimizer, n_tasks)
     progress = checkpoint.progress

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import ModelConfig, RunConfig, TrainConfig
 from pykinml_func.errors import ConfigError
 from pykinml_func.potential.energy import init_params
-from pykinml_func.potential.ensemble import member_of, n_members_of
+from pykinml_func.potential.ensemble import as_params, member_of, n_members_of
 from pykinml_func.training.checkpoint import Checkpoint, load_checkpoint
 from pykinml_func.training.model_file import load_ensemble
 from pykinml_func.training.optimizers import build_optimizer
@@ -47,7 +47,7 @@ class Start(NamedTuple):
 def read_start(config: RunConfig, path: Path) -> Start:
     """The model or checkpoint at `path`, if it is what the settings ask for. Raises ConfigError or ModelError."""
     loaded = load_ensemble(path)
-    model, params = loaded.model_config, loaded.members if loaded.n_members > 1 else member_of(loaded.members, 0)
+    model, params = loaded.model_config, as_params(loaded.members)
     for wanted, found, names in (
         (config.model, model, config.model.model_fields_set - {"aev"}),
         (config.model.aev, model.aev, config.model.aev.given),
