@@ -143,7 +143,7 @@ class TrainConfig(Frozen):
     precision: Literal["float64", "float32"] = Field("float64", description="number format of AEVs and networks")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile of the steps; auto: in energy training long enough to repay it (25,000 steps)",
+        description="torch.compile of the steps; auto: in training long enough to repay it (25,000 steps)",
     )
     device: str = Field(
         "cpu", description="torch device, such as cpu or cuda:0; cuda:0,1 is a rank on each of these GPUs"

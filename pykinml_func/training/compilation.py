@@ -19,8 +19,8 @@ _DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"
 """What torch looks for where CXX names none."""
 
 _COMPILED_STEPS = 25_000
-"""Steps after which torch.compile has saved what it costs: some 30 s cold, for 1.2 ms a step of energy training. A step
-of force training gains nothing: the compiled AEVs and matrix products are most of it.
+"""Steps after which torch.compile has saved what it costs: some 22 s, or 5 s where an earlier run left its code, for
+0.7 ms a step to energies or to forces. With Jacobians from memory, compiled steps take twice as long.
 """
 
 _EAGER_CALLS = 40
@@ -31,9 +31,9 @@ calls save: too much for a shape that comes a few times; one that has come so of
 _Signature = tuple[TreeSpec, tuple[tuple[torch.Size, torch.dtype] | None, ...]]
 
 
-def repays_compilation(mode: Literal["auto", "on", "off"], forces: bool, steps: int) -> bool:
-    """Whether a run of so many training steps, to forces or not, compiles them; `auto` asks whether that saves more
-    time than it costs.
+def repays_compilation(mode: Literal["auto", "on", "off"], jacobians: bool, steps: int) -> bool:
+    """Whether a run of so many training steps compiles them; `auto` asks whether that saves more time than it costs.
+    jacobians: whether forces take those of AEVs from memory.
 
     The answer depends on nothing that is measured, so that a run can be repeated bit for bit. Raises ConfigError as
     `check_compiler`.
@@ -41,7 +41,7 @@ def repays_compilation(mode: Literal["auto", "on", "off"], forces: bool, steps: 
     if mode != "auto":
         check_compiler(mode)
         return mode == "on"
-    return _compiler() is not None and not forces and steps > _COMPILED_STEPS
+    return _compiler() is not None and not jacobians and steps > _COMPILED_STEPS
 
 
 def check_compiler(mode: Literal["auto", "on", "off"]) -> None:

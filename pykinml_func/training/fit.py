@@ -127,7 +127,8 @@ class _Run:
         self_energies = self._data.self_energies.self_energies
         state, schedules = first_state(config, self_energies, start, self._ranks, resumed is not None)
         n_steps = training.epochs * self._loaders["train"].n_batches
-        compiled = repays_compilation(training.compile, training.forces, n_steps)
+        jacobians = self._loaders["train"].packer.source.jacobians is not None
+        compiled = repays_compilation(training.compile, jacobians, n_steps)
         loop = Loop(config, self._loaders, state, schedules, compiled, self._ranks, lambda: signals.received)
         if resumed is not None:
             loop.go_on(resumed.progress, resumed.history)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from pykinml_func.config import TrainConfig
 from pykinml_func.training.soap import no_curvature, soap_update
@@ -101,29 +101,19 @@ def _adam_update(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
     def update(
         gradients: Trainable, state: OptimizerState, trainable: Trainable, learning_rate: Tensor
     ) -> tuple[Trainable, OptimizerState]:
-        # as one vector: a dozen operations in all, not a dozen for each layer
-        step, gradient = state.step + 1, _flat(gradients)
-        first = beta1 * _flat(state.moments[0]) + (1 - beta1) * gradient
-        second = beta2 * _flat(state.moments[1]) + (1 - beta2) * gradient * gradient
-        scale = (learning_rate / (1 - beta1**step)).to(gradient.dtype)
-        size = (second / (1 - beta2**step).to(gradient.dtype)).sqrt() + epsilon
-        moved = _flat(trainable) - scale * first / size
-        unflat = partial(_unflat, trainable)
-        return unflat(moved), OptimizerState(step, (unflat(first), unflat(second)))
+        step = state.step + 1
+        # 1 - beta^step: torch.compile computes an exponential that is used twice once, a power anew for every number
+        shares = 1 - torch.exp(step * step.new_tensor([math.log(beta1), math.log(beta2)]))
+        rate = learning_rate / shares[0]
+        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state.moments[0], gradients)
+        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.moments[1], gradients)
+
+        def moved(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
+            return p - rate.to(p.dtype) * m / ((v / shares[1].to(p.dtype)).sqrt() + epsilon)
+
+        return tree_map(moved, trainable, first, second), OptimizerState(step, (first, second))
 
     return update
-
-
-def _flat(tree: Trainable) -> Tensor:
-    """(all numbers,)"""
-    return torch.cat([leaf.flatten() for leaf in tree_leaves(tree)])
-
-
-def _unflat(like: Trainable, flat: Tensor) -> Trainable:
-    """The inverse of `_flat`, in the shapes of `like`."""
-    leaves, structure = tree_flatten(like)
-    parts = flat.split([leaf.numel() for leaf in leaves])
-    return tree_unflatten([part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)], structure)
 
 
 def _penalized(gradients: Trainable, trainable: Trainable, weight_decay: float) -> Trainable:

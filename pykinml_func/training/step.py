@@ -163,13 +163,7 @@ def build_update(optimizer: Optimizer, ema: float, n_members: int = 1) -> Update
         average = _average(state.average, moved.networks, memory.step, ema)
         return state._replace(params=params, log_variances=moved.log_variances, optimizer=memory, average=average)
 
-    def all_updated(state: TrainState, gradients: Trainable) -> TrainState:
-        moved: TrainState = vmap(updated)(state, gradients)
-        # parts of one vector a member, as optimizers give them back, have no view of members and species as one axis
-        networks = tree_map(torch.Tensor.contiguous, moved.params.networks)
-        return moved._replace(params=moved.params._replace(networks=networks))
-
-    return updated if n_members == 1 else all_updated
+    return updated if n_members == 1 else vmap(updated)
 
 
 def _average(

@@ -424,6 +424,25 @@ def test_memory_decides_the_force_path_without_compiled_aevs(
     assert build_config(read_toml(result.directory / "config.toml")).training.force_path == "positions"
 
 
+@pytest.mark.parametrize(
+    ("own", "jacobians"),
+    [
+        ({}, False),
+        ({"forces": True, "force_path": "positions"}, False),
+        ({"forces": True, "force_path": "jacobian"}, True),
+    ],
+)
+def test_all_steps_but_those_from_jacobians_may_be_compiled(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, own: Settings, jacobians: bool
+) -> None:
+    from pykinml_func.training import fit as module
+
+    asked: list[tuple[str, bool, int]] = []
+    monkeypatch.setattr(module, "repays_compilation", lambda *about: asked.append(about) or False)
+    result = run(settings, **own)
+    assert asked == [("off", jacobians, 4 * len(result.history))]  # four batches an epoch
+
+
 def test_split_files_decide_who_learns(settings: Settings, tmp_path: Path) -> None:
     learn = [f"C2H2/{m}" for m in range(1, 11)] + [f"CH4/{m}" for m in range(1, 9)]
     tests = ["C2H2/13", "CH4/10"]
