@@ -89,6 +89,10 @@ class Packer:
         size = self.batch_size if most is None else min(most, self.batch_size)
         return Packer(self.source, members, size, self.dtype, self.device, (self._rank, self._ranks))
 
+    def unshared(self, members: np.ndarray) -> Packer:
+        """A packer alike of other members of the source, whose batches are not shared with other ranks."""
+        return Packer(self.source, members, self.batch_size, self.dtype, self.device)
+
     @cached_property
     def _all_pairs(self) -> AllPairs:
         ends = zip(self.source.offsets[self.members], self.source.offsets[self.members + 1], strict=True)

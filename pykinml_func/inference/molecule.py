@@ -1,6 +1,6 @@
 """A model made ready for one molecule, which comes again and again with other positions.
 
-# E members, L fidelity levels, S species, N atoms a species (padded), n atoms of the molecule, D AEV length
+# E members, L fidelity levels, S species, N atoms a species (padded), n atoms of the molecule
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pykinml_func.data.batching import Packer, Source
+from pykinml_func.potential.domain import squared_distance
 from pykinml_func.potential.energy import packing_of
 from pykinml_func.potential.ensemble import member_energies_and_forces
 from pykinml_func.potential.features import Geometry, KnownAEVs, TabulatedGeometry
 from pykinml_func.potential.hessian import member_hessians
 from pykinml_func.training.compilation import RecordedStep
-from pykinml_func.types import Domain, Ensemble, Params
+from pykinml_func.types import Ensemble, Params
 
 
 class Molecule:
@@ -73,21 +74,7 @@ def _evaluate(
     found = member_energies_and_forces(config, ensemble.members.networks, known, mask)
     if domain is None:
         return found
-    return *found, _squared_distance(domain, mask, known.aevs)
-
-
-def _squared_distance(domain: Domain, mask: Tensor, aevs: Tensor) -> Tensor:
-    """Square of the largest of `domain.atom_distances`, in four operations once all that is constant is folded.
-
-    mask: (S,N) 1 where there is an atom; aevs: (S,N,D), 0 for padding. Returns ().
-    """
-    mean, whitener, farthest = (each.double() for each in domain)
-    was_seen = farthest[:, None, None] > 0
-    weights = torch.where(was_seen, whitener / farthest[:, None, None], 0.0)
-    origins = torch.where(was_seen, -torch.bmm(mean.unsqueeze(1), weights), torch.inf)
-    origins = torch.where(mask.unsqueeze(2) > 0, origins, 0.0)
-    offsets = torch.baddbmm(origins.to(aevs), aevs, weights.to(aevs))
-    return (offsets * offsets).sum(dim=2).amax()
+    return *found, squared_distance(domain, mask, known.aevs)
 
 
 def _mean_hessian(ensemble: Ensemble, species: Tensor, positions: Tensor) -> Tensor:

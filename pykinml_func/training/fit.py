@@ -160,7 +160,7 @@ class _Run:
         packer = self._loaders["valid"].packer
         if self._config.training.ensemble == 1:
             return None
-        whole = Packer(packer.source, packer.members, packer.batch_size, packer.dtype, packer.device)
+        whole = packer.unshared(packer.members)
         return calibrate(self._config.model, params, whole, self._config.training.forces)
 
     def _domain(self) -> Domain:
@@ -216,7 +216,7 @@ class _Run:
         """Predictions for the structures of a part of the split that are shown."""
         members = packer.members
         step = -(-len(members) // _SHOWN_STRUCTURES)
-        shown = Packer(packer.source, members[::step], packer.batch_size, packer.dtype, packer.device)
+        shown = packer.unshared(members[::step])
         n_members = self._config.training.ensemble
         predict = build_predict_step(self._config.model, self._config.training.forces, n_members)
         energies, forces = [], []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pykinml_func.potential.domain import atom_distances, structure_distances
+from pykinml_func.potential.domain import atom_distances, squared_distance, structure_distances
 from pykinml_func.types import Domain
 
 S, N, D, K = 3, 4, 6, 2
@@ -52,3 +52,12 @@ def test_a_structure_is_as_far_as_its_farthest_atom(domain: Domain, aevs: torch.
     aevs[index == 2] = 1e6  # padding
     by_atom, found = atom_distances(domain, aevs), structure_distances(domain, aevs, index, 2)
     assert found.tolist() == [max(by_atom[0, 0], by_atom[1, 1]), max(by_atom[0, 1], by_atom[0, 2])]
+
+
+@pytest.mark.parametrize("places", [[[0, 0], [1, 1], [1, 3]], [[0, 2]], [[1, 0], [2, 0]]])
+def test_the_square_for_one_structure_is_the_same(domain: Domain, aevs: torch.Tensor, places: list[list[int]]) -> None:
+    mask = torch.zeros(S, N, dtype=torch.float64)
+    mask[tuple(torch.tensor(places).T)] = 1
+    expected = structure_distances(domain, aevs, (mask == 0).long(), 1).item()
+    found = squared_distance(domain, mask, aevs * mask.unsqueeze(2)).sqrt().item()
+    assert found == pytest.approx(expected, rel=1e-5)
