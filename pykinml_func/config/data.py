@@ -51,7 +51,7 @@ class DataConfig(Frozen):
     split_by: str | None = Field(
         None,
         description="keep the structures of a group in one part of the split: name, name:REGEX (of a name what REGEX "
-        "finds, or its part in parentheses), id:N (blocks of N numbers of a file) or formula; default: each by itself",
+        "finds, or its parts in parentheses), id:N (blocks of N numbers of a file) or formula; default: each by itself",
     )
     fit_self_energies: bool = Field(True, description="fit single-atom energies and subtract them")
     prepared: Path = Field(Path("prepared"), description="directory that holds the prepared sets (AEVs on disk)")

@@ -206,7 +206,8 @@ class TrainConfig(Frozen):
         if self.fsdp and self.ensemble > 1:
             raise ContradictionError(
                 f"fsdp cuts one model among the ranks, got ensemble = {self.ensemble}; leave one of them out",
-                either=("fsdp", "ensemble"),
+                either=("fsdp",),
+                given=("ensemble",),
             )
         seeds = (self.seeds[0], *self.member_seeds)
         if not all(0 <= seed < 2**63 for seed in seeds):

@@ -42,15 +42,15 @@ def structure_groups(split_by: str, structures: Structures, members: np.ndarray)
 
 
 def _parent(pattern: str, name: str) -> str:
-    """The part of a name in the parentheses of a pattern that took part, or all that it finds. Raises ConfigError."""
+    """What the parentheses of a pattern hold that took part, or all that it finds. Raises ConfigError."""
     found = re.search(pattern, name)
-    parent = found[found.lastindex or 0] if found else ""
-    if not parent:
+    held = [] if found is None else [part for part in found.groups() if part is not None] or [found[0]]
+    if not any(held):
         raise ConfigError(
             f"split_by name:REGEX must find something in every name, and {pattern!r} finds nothing in {name!r}; "
             "another way may follow a bar, e.g. ^(irc_[0-9]+)|^(.*)$"
         )
-    return parent
+    return "/".join(held)
 
 
 def _blocks(ids: np.ndarray, length: int) -> np.ndarray:

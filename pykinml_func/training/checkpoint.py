@@ -13,7 +13,15 @@ from torch.utils._pytree import tree_map
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
-from pykinml_func.training.model_file import filled_in, members_of, named, read_tensors, save_tensors, shapes_of
+from pykinml_func.training.model_file import (
+    filled_in,
+    members_of,
+    named,
+    of_members,
+    read_tensors,
+    save_tensors,
+    shapes_of,
+)
 from pykinml_func.training.optimizers import Optimizer
 from pykinml_func.training.schedules import ScheduleState
 from pykinml_func.types import ErrorSums, Networks, OptimizerState, Params, StepSums, Trainable, TrainState
@@ -115,15 +123,15 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
             f"{path} must be a checkpoint to keep its optimizer, got a model alone; give one of the run's "
             "checkpoints/, or leave keep_optimizer out"
         )
-    training = json.loads(metadata["training"])
     if metadata["format_version"] == "1":
         raise ModelError(
             f"{path} is a checkpoint of an older version, whose optimizer cannot be kept; its model can be trained on: "
             "leave keep_optimizer out"
         )
-    if training["optimizer"] != optimizer_name:
+    named_optimizer, schedules, done = _training_of(path, metadata["training"])
+    if named_optimizer != optimizer_name:
         raise ModelError(
-            f"{path} holds the state of {training['optimizer']}, and this run's optimizer is {optimizer_name}; take "
+            f"{path} holds the state of {named_optimizer}, and this run's optimizer is {optimizer_name}; take "
             "that one, or leave keep_optimizer out"
         )
     log_variances = tensors.get("log_variances", torch.zeros(0))
@@ -133,29 +141,39 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
             "train to the same labels, or leave keep_optimizer out"
         )
     n_members = members_of(metadata)
-    alone = shapes_of(model_config, 1)
-    memory = optimizer.init(Trainable(alone.networks, torch.zeros(n_tasks)))
-    if n_members > 1:
-        memory = tree_map(lambda leaf: torch.stack([leaf] * n_members), memory)
+    if len(schedules) != n_members:
+        raise ModelError(f"{path} holds {len(schedules)} schedules for {n_members} members; it is damaged")
     params = shapes_of(model_config, n_members)
+    trainable = Trainable(shapes_of(model_config, 1).networks, torch.zeros(n_tasks))
+    shapes = trainable.log_variances, optimizer.init(trainable)
+    weights, memory = of_members(shapes, n_members) if n_members > 1 else shapes
     averaged = any(name.startswith("last.") for name in tensors)
-    last = filled_in(path, params.networks, tensors, "last.") if averaged else ()
-    schedules = training["schedules"] if "schedules" in training else [training["schedule"]]  # before format 4
     return Checkpoint(
-        last,
-        log_variances,
+        filled_in(path, params.networks, tensors, "last.") if averaged else (),
+        filled_in(path, weights, {"log_variances": log_variances}, "log_variances."),
         filled_in(path, memory, tensors, "optimizer."),
-        tuple(ScheduleState(**each) for each in schedules),
-        _progress(path, training.get("progress"), params, tensors),
+        schedules,
+        None if done is None else _progress(path, done, params, tensors),
     )
 
 
-def _progress(
-    path: Path, done: Mapping[str, Any] | None, params: Params, tensors: Mapping[str, Tensor]
-) -> Progress | None:
+def _training_of(path: Path, text: str) -> tuple[str, tuple[ScheduleState, ...], Mapping[str, Any] | None]:
+    """The optimizer's name, the schedules and the progress that the metadata tell. Raises ModelError."""
+    try:
+        training = json.loads(text)
+        schedules = training["schedules"] if "schedules" in training else [training["schedule"]]  # before format 4
+        done = training.get("progress")
+        if done is not None:
+            done = {"epoch": int(done["epoch"]), "batch": int(done["batch"]), "data": str(done["data"])}
+        return training["optimizer"], tuple(ScheduleState(**each) for each in schedules), done
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} holds a state of training that cannot be read ({error!r}); it is damaged: take another checkpoint"
+        ) from None
+
+
+def _progress(path: Path, done: Mapping[str, Any], params: Params, tensors: Mapping[str, Tensor]) -> Progress:
     """done: what the metadata say; params: of the model's shapes."""
-    if done is None:
-        return None
     kinds = {name.split(".")[1] for name in tensors if name.startswith("sums.")}
     column = torch.empty(done["batch"], *params.self_energies.shape[:-1])
     errors = {kind: ErrorSums(*[column] * 4) if kind in kinds else None for kind in ("energy", "force")}

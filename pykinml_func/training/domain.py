@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from pykinml_func.potential.domain import white_lengths
 from pykinml_func.types import Domain
 
 _MOST_STRUCTURES = 10_000
-"""Evenly spread over the training set: enough for every direction's spread."""
+"""Evenly spread over the training set: enough for every direction's spread. The farthest atom is of all structures."""
 
 _LEADING = 32
 """Directions in which the atoms spread most, each with a column of its own."""
@@ -40,18 +41,19 @@ _ROUNDING = 1 + 1e-4
 
 def fit_domain(model_config: ModelConfig, packer: Packer) -> Domain:
     """The domain of the packer's members, all of them whatever its share of ranks."""
-    step = -(-len(packer.members) // _MOST_STRUCTURES)
+    members = np.sort(packer.members)  # as they lie on disk
     source = packer.source._replace(forces=None, has_forces=None, jacobians=None)
-    read = Packer(source, packer.members[::step], packer.batch_size, packer.dtype, packer.device)
-    mean, covariance, counts = _moments(model_config, read)
+    read = Packer(source, members, packer.batch_size, packer.dtype, packer.device)
+    step = -(-len(members) // _MOST_STRUCTURES)
+    mean, covariance = _moments(model_config, read.of(members[::step]))
     whitener = torch.stack([_whitener(each) for each in covariance.cpu()]).to(mean.device)
-    domain = Domain(mean.float(), whitener.float(), torch.zeros_like(counts, dtype=torch.float32))
+    farthest = torch.zeros(len(mean), device=mean.device)
+    domain = Domain(mean.float(), whitener.float(), farthest)
     for aevs, mask in _atoms(model_config, read):
-        farthest = (white_lengths(domain, aevs) * mask).amax(dim=1)
-        domain = domain._replace(farthest=torch.maximum(domain.farthest, farthest))
-    # atoms that are all alike are as far as one standard deviation
-    farthest = torch.where(counts > 0, (domain.farthest * _ROUNDING).clamp(min=1), 0)
-    return domain._replace(farthest=farthest)
+        # atoms that are all alike are as far as one standard deviation
+        found = torch.where(mask, white_lengths(domain, aevs).clamp(min=1 / _ROUNDING), 0).amax(dim=1)
+        farthest = torch.maximum(farthest, found)
+    return domain._replace(farthest=farthest * _ROUNDING)
 
 
 def _atoms(model_config: ModelConfig, packer: Packer) -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,8 +63,8 @@ def _atoms(model_config: ModelConfig, packer: Packer) -> Iterator[tuple[Tensor, 
         yield aevs, batch.structure_index < len(batch.energies)
 
 
-def _moments(model_config: ModelConfig, packer: Packer) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (S,D) and covariance (S,D,D) of each element's AEVs in float64, and its number of atoms (S,)."""
+def _moments(model_config: ModelConfig, packer: Packer) -> tuple[Tensor, Tensor]:
+    """Mean (S,D) and covariance (S,D,D) of each element's AEVs in float64."""
     n_species, length = packer.source.n_species, model_config.aev.length
     counts = torch.zeros(n_species, dtype=torch.float64, device=packer.device)
     sums, squares = counts.new_zeros(n_species, length), counts.new_zeros(n_species, length, length)
@@ -73,7 +75,7 @@ def _moments(model_config: ModelConfig, packer: Packer) -> tuple[Tensor, Tensor,
         squares.baddbmm_(doubled.mT, doubled)
     number = counts.clamp(min=1)[:, None]
     mean = sums / number
-    return mean, squares / number[:, None] - mean.unsqueeze(2) * mean.unsqueeze(1), counts
+    return mean, squares / number[:, None] - mean.unsqueeze(2) * mean.unsqueeze(1)
 
 
 def _whitener(covariance: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class Loop:
         train = self._summaries(self._total(add_stacked(self._sums.stacked)))
         valid = self._summaries(self._total(self._validated(state.evaluated)))
         rmses = [found["energy_rmse"] for found in valid]
-        self._check_finite([*rmses, *(found["energy_rmse"] for found in train)])
+        self._check_finite(rmses, [found["energy_rmse"] for found in train])
         self._keep_best(state.evaluated, rmses)
         record = {"epoch": self.epoch + 1, "learning_rate": fmean(each.learning_rate for each in self.schedules)}
         record |= {
@@ -180,13 +180,14 @@ class Loop:
         each = [sums] if self._n_members == 1 else unstack_sums(sums)
         return [summary(own, self.config.model.fidelities) for own in each]
 
-    def _check_finite(self, rmses: Sequence[float]) -> None:
-        if not all(map(math.isfinite, rmses)):
-            rate = max(each.learning_rate for each in self.schedules)
-            raise PyKinMLError(
-                f"training diverged in epoch {self.epoch + 1}: the errors are no longer finite; lower learning_rate "
-                f"({rate:g} now)"
-            )
+    def _check_finite(self, valid: Sequence[float], train: Sequence[float]) -> None:
+        for place, (schedule, *rmses) in enumerate(zip(self.schedules, valid, train, strict=True)):
+            if not all(map(math.isfinite, rmses)):
+                of_whom = f" of member {place}" if self._n_members > 1 else ""
+                raise PyKinMLError(
+                    f"training diverged in epoch {self.epoch + 1}: the errors{of_whom} are no longer finite; lower "
+                    f"learning_rate ({schedule.learning_rate:g} now)"
+                )
 
     def _keep_best(self, params: Params, rmses: Sequence[float]) -> None:
         """Keep the parameters of each member that is better than before."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ModelError
@@ -67,13 +67,14 @@ def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensem
     """
     path = Path(path)
     model_config, tensors, metadata = read_tensors(path)
-    n_members = members_of(metadata)
-    members = filled_in(path, shapes_of(model_config, n_members), tensors)
+    members = as_members(filled_in(path, shapes_of(model_config, members_of(metadata)), tensors))
+    _check_precision(path, members)
+    calibration, domain = _extras(model_config, tensors)
     found = Ensemble(
         model_config,
-        as_members(members),
-        _whole(path, Calibration, "calibration.", tensors),
-        _whole(path, Domain, "domain.", tensors),
+        members,
+        _filled_in_or_none(path, calibration, tensors, "calibration."),
+        _filled_in_or_none(path, domain, tensors, "domain."),
     )
     placed: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(found[1:]))
     return Ensemble(model_config, *placed)
@@ -83,7 +84,7 @@ def join_ensembles(ensembles: Sequence[Ensemble], names: Sequence[str]) -> Ensem
     """The members of all, in that order, as one ensemble; names: what each is called in a message.
 
     Several keep the domain that all of them share, and no calibration, which is of other means and spreads. Raises
-    ModelError for models that differ in more than their parameters.
+    ModelError for models that differ in more than their parameters, and for members that are the same.
     """
     first, *others = ensembles
     for name, other in zip(names[1:], others, strict=True):
@@ -94,8 +95,20 @@ def join_ensembles(ensembles: Sequence[Ensemble], names: Sequence[str]) -> Ensem
             )
     if not others:
         return first
+    _check_distinct(ensembles, names)
     members: Params = tree_map(lambda *leaves: torch.cat(leaves), *(each.members for each in ensembles))
     return Ensemble(first.model_config, members, domain=_shared_domain(ensembles))
+
+
+def _check_distinct(ensembles: Sequence[Ensemble], names: Sequence[str]) -> None:
+    """Raises ModelError for members that are the same: the spread would be too small."""
+    weights = torch.cat([each.members.networks[0].weights[0].flatten(1).cpu() for each in ensembles])
+    owners = [name for name, each in zip(names, ensembles, strict=True) for _ in range(each.n_members)]
+    known: dict[bytes, str] = {}
+    for owner, own in zip(owners, weights.numpy(), strict=True):
+        same = known.setdefault(own.tobytes(), owner)
+        if same is not owner:
+            raise ModelError(f"members of one ensemble must differ, and one of {owner} is one of {same}; leave it out")
 
 
 def split_ensemble(ensemble: Ensemble) -> list[Ensemble]:
@@ -130,20 +143,37 @@ def members_of(metadata: Mapping[str, str]) -> int:
 def shapes_of(model_config: ModelConfig, n_members: int) -> Params:
     """Parameters of the shapes that a file of so many members holds."""
     params = init_params(model_config, torch.Generator())
-    return stack_members([params] * n_members) if n_members > 1 else params
+    return of_members(params, n_members) if n_members > 1 else params
 
 
-def _whole(path: Path, kind: Any, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
-    """A NamedTuple of tensors, or None where the file has none of it. Raises ModelError where it has a part."""
-    names = [f"{prefix}{field}" for field in kind._fields]
-    return None if tensors.keys().isdisjoint(names) else kind(*(_tensor(path, tensors, name) for name in names))
+def of_members(shapes: Any, n_members: int) -> Any:
+    """A tree of tensors as that of so many members, without memory for it."""
+    return tree_map(lambda leaf: leaf.expand(n_members, *leaf.shape), shapes)
 
 
-def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Raises ModelError where the file does not have it."""
-    if name not in tensors:
-        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
-    return tensors[name]
+def _extras(model_config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Calibration, Domain]:
+    """Calibration and domain of the shapes that a file holds, whose whitener has a width of its own."""
+    n_levels, n_species, length = model_config.n_levels, len(model_config.aev.elements), model_config.aev.length
+    width = tensors.get("domain.whitener", torch.empty(1)).shape[-1:].numel()
+    calibration = Calibration(torch.empty(n_levels), torch.empty(n_levels), torch.empty(()))
+    shapes = (n_species, length), (n_species, length, width), (n_species,)
+    return calibration, Domain(*map(torch.empty, shapes))
+
+
+def _filled_in_or_none(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
+    """`filled_in`, or None where the file has none of it."""
+    there = any(f"{prefix}{field}" in tensors for field in template._fields)
+    return filled_in(path, template, tensors, prefix) if there else None
+
+
+def _check_precision(path: Path, members: Params) -> None:
+    """Raises ModelError for numbers that no model of ours has."""
+    found = {leaf.dtype for leaf in tree_leaves(members.networks)}
+    if len(found) > 1 or members.self_energies.dtype != torch.float64:
+        raise ModelError(
+            f"{path} must hold networks in one precision and self energies in float64, got "
+            f"{', '.join(sorted(map(str, found)))} and {members.self_energies.dtype}; it is damaged"
+        )
 
 
 def save_tensors(
@@ -187,9 +217,13 @@ def filled_in(path: Path, template: Any, tensors: Mapping[str, Tensor], prefix: 
         filled = [filled_in(path, b, tensors, f"{prefix}{name}.") for name, b in zip(names, template, strict=True)]
         return type(template)(*filled) if hasattr(template, "_fields") else tuple(filled)
     name = prefix.removesuffix(".")
-    found = _tensor(path, tensors, name)
+    if name not in tensors:
+        raise ModelError(f"{path} lacks the tensor {name!r}; it is damaged, or no whole model")
+    found = tensors[name]
     if found.shape != template.shape:
         raise ModelError(f"{path} must hold {name} of shape {tuple(template.shape)}, got {tuple(found.shape)}")
+    if found.dtype not in (torch.float32, torch.float64):
+        raise ModelError(f"{path} must hold {name} in float32 or float64, got {found.dtype}")
     return found
 
 

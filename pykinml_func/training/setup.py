@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def open_run(
     model = model.model_copy(update={"aev": prepared.aev, "fidelities": data.fidelities, "baseline": data.baseline})
     training = _at_precision(training, prepared)
     if start is not None and n_members_of(start.params) > 1:
-        training = training.model_copy(update={"ensemble": n_members_of(start.params)})
+        training = _of_members(training, n_members_of(start.params))
     if training.forces:
         training = training.model_copy(update={"force_path": _force_path(training, prepared)})
     return prepared, config.model_copy(update={"data": data, "model": model, "training": training}), start
@@ -88,6 +89,15 @@ def _at_precision(training: TrainConfig, prepared: PreparedSet) -> TrainConfig:
             f"{prepared.precision}; leave precision out, or prepare such a set"
         )
     return training.model_copy(update={"precision": prepared.precision})
+
+
+def _of_members(training: TrainConfig, n_members: int) -> TrainConfig:
+    """With as many members as are started from. Raises ConfigError where fsdp was asked for."""
+    if training.fsdp:
+        raise ConfigError(
+            f"fsdp cuts one model among the ranks, got {n_members} members in {training.start_from}; leave fsdp out"
+        )
+    return training.model_copy(update={"ensemble": n_members})
 
 
 def _force_path(training: TrainConfig, prepared: PreparedSet) -> str:
@@ -118,6 +128,7 @@ def run_data(config: RunConfig, prepared: PreparedSet, start: Start | None) -> R
     refitted = start is None or _levels(start.model_config) != _levels(config.model)
     if refitted:
         _check_elements(config, counts, labels, split)
+    _check_members(config.training, elements, counts.numpy(), labels, split.train)
     energies = torch.from_numpy(labels.energies)
     fit = _self_energies(config, counts[split.train], energies[split.train], None if refitted else start)
     targets = subtract_self_energies(fit.self_energies, counts, energies).numpy()
@@ -172,6 +183,25 @@ def _check_elements(config: RunConfig, counts: torch.Tensor, labels: Structures,
             raise ConfigError(
                 f"every element must occur in a training structure of level {level}, and {', '.join(absent)} occurs in "
                 f"none; {more}, or {way}"
+            )
+
+
+def _check_members(
+    training: TrainConfig, elements: Sequence[str], counts: np.ndarray, labels: Structures, train: np.ndarray
+) -> None:
+    """Every member must be trained to what all structures together are: each level of each element. counts: (M,S)."""
+    if training.ensemble == 1 or training.ensemble_data not in ("bootstrap", "folds"):
+        return
+    present = np.isfinite(labels.energies)[:, :, None] & (counts > 0)[:, None]
+    everywhere = present[train].any(axis=0)
+    samples = member_structures(train, training.ensemble_data, training.member_seeds)
+    for place, own in enumerate(samples):
+        for column, kind in np.argwhere(everywhere & ~present[own].any(axis=0)):
+            raise ConfigError(
+                f"every member must be trained on every element at every level, and the sample of member {place} has "
+                f"no energies of {elements[kind]} at level {labels.levels[column]} (ensemble_data = "
+                f"{training.ensemble_data}); train on more structures, draw others with another seed, or leave "
+                "ensemble_data out"
             )
 
 

@@ -35,6 +35,7 @@ def groups_of(split_by: str, structures: Structures) -> list[str]:
         ("name:^[a-z]+", ["irc", "irc", "irc", "ts", "irc", "min"]),
         ("name:^[a-z]+_([0-9]+)|^min$", ["12", "12", "7", "12", "7", "min"]),
         ("name:^irc_([0-9]+)|^ts_(.*)|(.*)", ["12", "12", "7", "12", "7", "min"]),
+        ("name:^([a-z]+)_([0-9]+)|^min$", ["irc/12", "irc/12", "irc/7", "ts/12", "irc/7", "min"]),
         ("name:^(?:irc:)?(.)", ["i", "i", "i", "t", "i", "m"]),  # a colon may be part of the expression
         ("id:2", ["CH4/1-2", "CH4/1-2", "C2H2/3-4", "H2O/9-10", "C2H2/9-10", "H2O/11-12"]),
         ("id:10", ["CH4/1-10", "CH4/1-10", "C2H2/1-10", "H2O/1-10", "C2H2/1-10", "H2O/11-20"]),

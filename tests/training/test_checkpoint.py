@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_files import of_format_1, rewritten
+from model_files import metadata_of, of_format_1, rewritten
 from runs import assert_same, differ
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -168,6 +168,39 @@ def test_a_state_of_other_training_is_refused(
     path = save(tmp_path, model_config, trained(model_config, params, make_batch()))
     with pytest.raises(ModelError, match=told):
         load_checkpoint(path, adam(), optimizer_name, n_tasks)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told[:-5],
+        lambda _: "[1, 2]",
+        lambda told: told.replace('"optimizer"', '"optimiser"'),
+        lambda told: told.replace('"batch"', '"batches"'),
+        lambda told: told.replace('"best"', '"least"'),
+        lambda told: told.replace('"schedules": [', '"schedules": [1, '),
+    ],
+)
+def test_a_damaged_state_of_training_is_told(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch, change: Callable[[str], str]
+) -> None:
+    path = save(tmp_path, model_config, trained(model_config, params, make_batch()))
+    rewritten(path, training=change(metadata_of(path)["training"]))
+    with pytest.raises(ModelError, match=r"state of training that cannot be read .* it is damaged: take another"):
+        load_checkpoint(path, adam(), "adam", 2)
+
+
+def test_as_many_schedules_and_loss_weights_as_members(
+    tmp_path: Path, model_config: ModelConfig, params: Params, make_batch: MakeBatch
+) -> None:
+    path = save(tmp_path, model_config, trained(model_config, params, make_batch()))
+    training = json.loads(metadata_of(path)["training"])
+    rewritten(path, {"log_variances": torch.zeros(3, 2)})
+    with pytest.raises(ModelError, match=r"must hold log_variances of shape \(2,\), got \(3, 2\)"):
+        load_checkpoint(path, adam(), "adam", 2)
+    rewritten(path, training=json.dumps(training | {"schedules": training["schedules"] * 2}))
+    with pytest.raises(ModelError, match=r"holds 2 schedules for 1 members; it is damaged"):
+        load_checkpoint(path, adam(), "adam", 2)
 
 
 def test_a_model_has_no_optimizer(tmp_path: Path, model_config: ModelConfig, params: Params) -> None:

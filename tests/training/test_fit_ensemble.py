@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from runs import LEVELS, Settings, assert_same, heard, lines_of, run, tensors_of
 
+from pykinml_func.config import RunConfig
+from pykinml_func.config.build import build_config
+from pykinml_func.data.loader import Loader
+from pykinml_func.data.members import member_structures
 from pykinml_func.errors import ConfigError, PyKinMLError
+from pykinml_func.inference.evaluation import predictions_of
+from pykinml_func.inference.predictor import Predictor
+from pykinml_func.inference.recalibration import fit_calibration
 from pykinml_func.potential.ensemble import as_members, member_of, stack_members
+from pykinml_func.training import loop as loop_module
 from pykinml_func.training.model_file import load_ensemble, load_model, save_ensemble
 from pykinml_func.types import Ensemble
 
@@ -160,7 +168,8 @@ def test_members_of_other_self_energies_do_not_train_on(settings: Settings, tmp_
 
 
 def test_a_member_that_diverges_ends_the_run(settings: Settings) -> None:
-    with pytest.raises(PyKinMLError, match=r"training diverged in epoch 1: .* lower learning_rate \(1e\+200 now\)"):
+    told = r"diverged in epoch 1: the errors of member 0 are no longer finite; lower learning_rate \(1e\+200 now\)"
+    with pytest.raises(PyKinMLError, match=told):
         run(settings, ensemble=2, optimizer="sgd", learning_rate=1e200)
 
 
@@ -179,3 +188,51 @@ def test_members_may_see_other_structures(settings: Settings, kind: str) -> None
 def test_fewer_structures_than_folds_are_told(settings: Settings) -> None:
     with pytest.raises(ConfigError, match=r"folds needs a training structure for each of 17 members, got 16; train on"):
         run(settings, ensemble=17, ensemble_data="folds")
+
+
+@pytest.mark.parametrize("kind", ["bootstrap", "folds"])
+def test_a_member_with_structures_of_its_own_is_what_it_would_be_alone_with_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: Literal["bootstrap", "folds"]
+) -> None:
+    together = run(settings, ensemble=E, seeds=(0, 5), ensemble_data=kind)
+    for place in range(E):
+
+        def own(_: RunConfig, train: Loader, place: int = place) -> Loader:
+            samples = member_structures(train.packer.members, kind, (5, 6, 7))
+            return Loader(train.packer.of(samples[place]), 5 + place)
+
+        monkeypatch.setattr(loop_module, "make_training_loader", own)
+        alone = run(settings, seeds=(0, 5 + place), output=settings["output"].with_name(f"alone {place}"))
+        torch.testing.assert_close(member_of(together.params, place), alone.params, rtol=1e-8, atol=1e-8)
+
+
+def test_every_member_is_trained_on_all_that_the_whole_set_has(level_settings: Settings) -> None:
+    """Level 2 has energies in some structures alone, all of which some sample of so few lacks."""
+    few = {**level_settings, "split": (3, 4, 0), "ensemble": 100}
+    told = r"the sample of member \d+ has no energies of [CH] at level 2 \(ensemble_data = bootstrap\); train on more"
+    with pytest.raises(ConfigError, match=told):
+        run(few, ensemble_data="bootstrap")
+
+
+def test_the_validation_set_calibrates_and_the_training_set_bounds(settings: Settings) -> None:
+    result, setup = heard(settings, ensemble=E, forces=True)
+    ensemble = load_ensemble(result.directory / "model.safetensors")
+    labels, split = setup.data.labels, setup.data.split
+    expected = fit_calibration(ensemble, labels.take(split.valid))
+    torch.testing.assert_close(ensemble.calibration, expected, rtol=1e-6, atol=0)
+    farthest = [
+        max(each.distance for each in predictions_of(Predictor(ensemble), labels.take(part))) for part in split[:2]
+    ]
+    assert 0.999 < farthest[0] <= 1 and abs(farthest[1] - 1) > 1e-3
+
+
+def test_fsdp_takes_no_members(settings: Settings) -> None:
+    """Typed with them, of a run that has them, or from a file of them."""
+    told = r"fsdp cuts one model among the ranks, got ensemble.* = 2; leave one of them out"
+    with pytest.raises(ConfigError, match=told):
+        run(settings, ensemble=2, fsdp=True)
+    with pytest.raises(ConfigError, match=told):
+        build_config({"fsdp": True}, {"ensemble": 2})
+    model = run(settings, ensemble=2).directory / "model.safetensors"
+    with pytest.raises(ConfigError, match=r"fsdp cuts one model among the ranks, got 2 members in .*; leave fsdp out"):
+        run(settings, output=settings["output"].with_name("on"), start_from=model, fsdp=True)

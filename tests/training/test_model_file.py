@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,18 @@ def test_a_domain_that_not_all_have_is_dropped(model_config: ModelConfig, change
         "other": Domain(mean, whitener, 2 * farthest),
         "directions": Domain(mean, whitener[..., :4], farthest),
     }
-    other = ensemble._replace(domain=others[change])
+    other = Ensemble(model_config, several(model_config, 3, first_seed=7), domain=others[change])
     for pair in ([ensemble, other], [other, ensemble]):
         assert join_ensembles(pair, ["a", "b"]).domain is None
+
+
+def test_a_member_that_is_there_already_is_told(model_config: ModelConfig) -> None:
+    """A copy, or one that was taken out of another of the ensembles: the spread would be too small."""
+    ensemble, other = full_ensemble(model_config), Ensemble(model_config, several(model_config, 1, first_seed=7))
+    member = split_ensemble(ensemble)[1]
+    for found in ([ensemble, other, member], [member, other, member]):
+        with pytest.raises(ModelError, match=r"must differ, and one of c is one of a; leave it out"):
+            join_ensembles(found, ["a", "b", "c"])
 
 
 def test_settings_that_differ_are_named(model_config: ModelConfig) -> None:
@@ -305,7 +315,43 @@ def test_an_ensemble_that_lacks_a_tensor_is_told(tmp_path: Path, model_config: M
         load_ensemble(path)
 
 
-@pytest.mark.parametrize("members", ["2", "4", None])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("calibration.energy_scale", (3,)),
+        ("calibration.force_scale", ()),
+        ("calibration.spread_limit", (1,)),
+        ("domain.mean", (2, 3)),
+        ("domain.whitener", (5,)),
+        ("domain.farthest", (3,)),
+    ],
+)
+def test_a_calibration_or_domain_of_another_shape_is_named(
+    tmp_path: Path, model_config: ModelConfig, name: str, shape: tuple[int, ...]
+) -> None:
+    save_ensemble(tmp_path / "three.safetensors", full_ensemble(model_config))
+    path = rewritten(tmp_path / "three.safetensors", {name: torch.zeros(shape)})
+    with pytest.raises(ModelError, match=rf"must hold {name} of shape \(.*\), got {re.escape(str(shape))}"):
+        load_ensemble(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "told"),
+    [
+        ("networks.0.weights.0", torch.float16, r"networks\.0\.weights\.0 in float32 or float64, got torch\.float16"),
+        ("networks.0.biases.1", torch.int64, r"networks\.0\.biases\.1 in float32 or float64, got torch\.int64"),
+        ("networks.0.weights.1", torch.float32, r"in one precision .*, got torch\.float32, torch\.float64 and"),
+        ("self_energies", torch.float32, r"self energies in float64, got torch\.float64 and torch\.float32"),
+    ],
+)
+def test_numbers_that_no_model_has_are_told(model_file: Path, name: str, dtype: torch.dtype, told: str) -> None:
+    """What reads them takes whatever is not float32 for float64."""
+    path = rewritten(model_file, {name: load_file(model_file)[name].to(dtype)})
+    with pytest.raises(ModelError, match=told):
+        load_ensemble(path)
+
+
+@pytest.mark.parametrize("members", ["2", "4", "999999999999", None])
 def test_another_number_of_members_than_told_is_noticed(
     tmp_path: Path, model_config: ModelConfig, members: str | None
 ) -> None:
