@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
         save_ensemble(tmp_path / f"{seed}.safetensors", ensemble_of(seed)._replace(calibration=None))
     save_ensemble(tmp_path / "twelve.safetensors", ensemble_of(*range(12)))
     save_ensemble(tmp_path / "single.safetensors", ensemble_of(0, dtype=torch.float32))
-    save_model(tmp_path / "plain.safetensors", MODEL, init_params(MODEL, torch.Generator().manual_seed(3)))
+    save_model(tmp_path / "plain.safetensors", MODEL, init_params(MODEL, torch.Generator().manual_seed(12)))
     save_model(tmp_path / "other.safetensors", OTHER, init_params(OTHER, torch.Generator()))
     return tmp_path
 
@@ -172,7 +172,7 @@ WRONG = {
     "one alone": ("combine e.safetensors 0.safetensors", "must have at least two members, got 0.safetensors alone"),
     "twice": (
         "combine e.safetensors 0.safetensors ./0.safetensors",
-        "each model must be given once, got 0.safetensors",
+        "must differ, and one of 0.safetensors is one of 0.safetensors; leave it out",
     ),
     "another suffix": ("combine e.pt 0.safetensors 1.safetensors", "must end in .safetensors, got e.pt"),
     "no folder": ("combine no/e.safetensors 0.safetensors 1.safetensors", "make no first"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pykinml_func.commands.checks import check_new_model, check_own_output
-from pykinml_func.errors import ConfigError, ModelError
+from pykinml_func.errors import ModelError
 
 
 def combine(
@@ -33,7 +33,6 @@ def combine(
     """
     check_new_model(output, overwrite)
     check_own_output(output, *models, *(calibrate or ()))
-    _check_distinct(models)
     from pykinml_func.report.ensembles import print_combined
     from pykinml_func.training.model_file import join_ensembles, load_ensemble, save_ensemble
 
@@ -48,12 +47,3 @@ def combine(
         ensemble = ensemble._replace(calibration=fit_calibration(ensemble, labels))
     save_ensemble(output, ensemble)
     print_combined(output, ensemble)
-
-
-def _check_distinct(models: list[Path]) -> None:
-    """Raises ConfigError for a model that is given twice: the spread would be too small."""
-    seen: set[Path] = set()
-    for path in models:
-        if path.resolve() in seen:
-            raise ConfigError(f"each model must be given once, got {path} again; leave it out")
-        seen.add(path.resolve())

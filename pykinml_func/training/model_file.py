@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -103,12 +104,14 @@ def join_ensembles(ensembles: Sequence[Ensemble], names: Sequence[str]) -> Ensem
 def _check_distinct(ensembles: Sequence[Ensemble], names: Sequence[str]) -> None:
     """Raises ModelError for members that are the same: the spread would be too small."""
     weights = torch.cat([each.members.networks[0].weights[0].flatten(1).cpu() for each in ensembles])
-    owners = [name for name, each in zip(names, ensembles, strict=True) for _ in range(each.n_members)]
-    known: dict[bytes, str] = {}
+    owners = np.repeat(np.arange(len(ensembles)), [each.n_members for each in ensembles])
+    known: dict[bytes, int] = {}
     for owner, own in zip(owners, weights.numpy(), strict=True):
         same = known.setdefault(own.tobytes(), owner)
-        if same is not owner:
-            raise ModelError(f"members of one ensemble must differ, and one of {owner} is one of {same}; leave it out")
+        if same != owner:
+            raise ModelError(
+                f"members of one ensemble must differ, and one of {names[owner]} is one of {names[same]}; leave it out"
+            )
 
 
 def split_ensemble(ensemble: Ensemble) -> list[Ensemble]:
