@@ -26,6 +26,8 @@ _BUILDS = {"AVX512": ("_v4", "_v3", ""), "AVX2": ("_v3", "")}
 
 _AEVS, _PULL, _PUSH, _JACOBIANS = range(4)
 
+_PRECISIONS = ({torch.float32}, {torch.float64})
+
 
 class Atoms(NamedTuple):
     """Structures in arrays of R rows, some of which may hold no atom."""
@@ -185,10 +187,13 @@ def _call(
     vectors: Tensor | None,
     out: Tensor,
 ) -> Tensor:
-    """Fill `out`. vectors: (L,R,D) or (L,R,3), of the positions' precision."""
+    """Fill `out`. vectors: (L,R,D) or (L,R,3). Raises TypeError for other numbers than float32 or float64, or both."""
     entry = _library()
     if entry is None:
         raise RuntimeError("the compiled AEVs were not built; see `available`")
+    kinds = {positions.dtype, positions.dtype if vectors is None else vectors.dtype}
+    if kinds not in _PRECISIONS:
+        raise TypeError(f"positions and vectors must be float32 or float64, and alike, got {sorted(map(str, kinds))}")
     sizes, settings = grid
     positions, vectors = positions.contiguous(), None if vectors is None else vectors.contiguous()
     entry(

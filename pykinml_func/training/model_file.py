@@ -69,7 +69,7 @@ def load_ensemble(path: str | Path, device: str | torch.device = "cpu") -> Ensem
     path = Path(path)
     model_config, tensors, metadata = read_tensors(path)
     members = as_members(filled_in(path, shapes_of(model_config, members_of(metadata)), tensors))
-    _check_precision(path, members)
+    _check_numbers(path, members)
     calibration, domain = _extras(model_config, tensors)
     found = Ensemble(
         model_config,
@@ -169,8 +169,10 @@ def _filled_in_or_none(path: Path, template: Any, tensors: Mapping[str, Tensor],
     return filled_in(path, template, tensors, prefix) if there else None
 
 
-def _check_precision(path: Path, members: Params) -> None:
+def _check_numbers(path: Path, members: Params) -> None:
     """Raises ModelError for numbers that no model of ours has."""
+    if not all(leaf.isfinite().all() for leaf in tree_leaves(members)):
+        raise ModelError(f"{path} holds numbers that are not finite; it is damaged: take another checkpoint or model")
     found = {leaf.dtype for leaf in tree_leaves(members.networks)}
     if len(found) > 1 or members.self_energies.dtype != torch.float64:
         raise ModelError(

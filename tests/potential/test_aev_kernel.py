@@ -419,6 +419,16 @@ def test_derivatives_by_positions_and_vmap_over_them_are_refused(make_positions:
         vmap(lambda x: aev_kernel.pull(config, atoms, x, gradients))(torch.stack([positions, positions]))
 
 
+def test_other_numbers_than_it_knows_are_refused(make_positions: Positions):
+    """It would read past their end."""
+    config, atoms, positions = small(make_positions)
+    with pytest.raises(TypeError, match=r"float32 or float64, and alike, got \['torch\.float16'\]"):
+        aev_kernel.aevs(config, atoms, positions.half())
+    gradients = random_like(1, len(positions), config.length)
+    with pytest.raises(TypeError, match=r"got \['torch\.float32', 'torch\.float64'\]"):
+        aev_kernel.pull(config, atoms, positions, gradients.float())
+
+
 @pytest.mark.parametrize("name", ["aevs", "pull_aevs", "push_aevs"])
 def test_the_operations_say_what_they_give(make_positions: Positions, name: str):
     """As torch.compile and make_fx ask."""

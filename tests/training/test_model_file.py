@@ -351,6 +351,14 @@ def test_numbers_that_no_model_has_are_told(model_file: Path, name: str, dtype: 
         load_ensemble(path)
 
 
+@pytest.mark.parametrize(("name", "number"), [("networks.0.weights.1", torch.nan), ("self_energies", torch.inf)])
+def test_numbers_that_are_not_finite_are_told(model_file: Path, name: str, number: float) -> None:
+    tensor = load_file(model_file)[name]
+    tensor[0, 0] = number
+    with pytest.raises(ModelError, match=r"holds numbers that are not finite; it is damaged"):
+        load_ensemble(rewritten(model_file, {name: tensor}))
+
+
 @pytest.mark.parametrize("members", ["2", "4", "999999999999", None])
 def test_another_number_of_members_than_told_is_noticed(
     tmp_path: Path, model_config: ModelConfig, members: str | None
