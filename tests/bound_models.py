@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.inference.vibrations import vibrations
 from pykinml_func.potential.energy import init_params
-from pykinml_func.types import Params
+from pykinml_func.potential.ensemble import stack_members
+from pykinml_func.types import Calibration, Ensemble, Params
 
 Model = tuple[ModelConfig, Params]
 
@@ -29,6 +30,14 @@ def bound_model(variant: int = 0, **levels: object) -> Model:
     share = 0.02 * (variant > 0)
     networks = tree_map(lambda one, two: 4 * (one + share * two), drawn.networks, other.networks)
     return config, Params(networks, drawn.self_energies - 100.0 + 0.1 * variant)
+
+
+def spread_known(limit: float) -> Ensemble:
+    """Three members whose spread is on the scale of `limit` eV."""
+    members = [bound_model(variant) for variant in range(3)]
+    scales = [torch.tensor([9.0])] * 2
+    calibration = Calibration(*scales, torch.tensor(limit))
+    return Ensemble(members[0][0], stack_members([params for _, params in members]), calibration)
 
 
 def upside_down(model: Model) -> Model:

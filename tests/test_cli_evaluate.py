@@ -103,6 +103,7 @@ def test_an_ensemble_has_calibration_and_structures_beyond(pykinml: Run, runs: M
     for kind, number in (("energy", 2 * N), ("force", 2 * N * 3 * 9 // 2)):
         table = found[f"{kind}_calibration"]
         assert table["number"] == sum(each["number"] for each in table["bins"]) == number
+        assert table["calibrated"] is True
         assert table["scale"] > 0 and 0 <= table["within"][0] <= table["within"][1] <= 1
     beyond = found["beyond"]
     assert beyond["energy"]["n_structures"] == beyond["number"]
@@ -133,7 +134,7 @@ def test_tables_say_the_same(pykinml: Run, runs: Mapping[str, RunResult]) -> Non
     assert f"1 {2 * N} {' '.join(cells[:3])} {2 * N} {' '.join(cells[3:])}" in text
     for kind in ("energy", "force"):
         table = found[f"{kind}_calibration"]
-        assert f"errors are {table['scale']:.2f} times as large as they say" in text
+        assert f", calibrated: errors are {table['scale']:.2f} times as large as they say" in text
         assert (
             f"within one: {table['within'][0]:.1%} (Gaussian 68.3%; from 3 members {table['expected'][0]:.1%})" in text
         )

@@ -8,19 +8,18 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-import torch
+from ase import Atoms
 from ase.build import molecule
 from ase.constraints import FixAtoms
 from ase.vibrations import VibrationsData
-from bound_models import bound_model, minimum
+from bound_models import bound_model, minimum, spread_known, upside_down
 from cli_calls import Run, flat, run_command
 from torch.utils._pytree import tree_map
 
 from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
 from pykinml_func.inference.vibrations import vibrations
-from pykinml_func.potential.ensemble import stack_members
 from pykinml_func.training.model_file import save_ensemble, save_model
-from pykinml_func.types import Calibration, Ensemble
+from pykinml_func.types import Ensemble
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for variant in range(3):
         save_model(root / f"{variant}.safetensors", *bound_model(variant))
     save_model(root / "delta.safetensors", *bound_model(baseline=0))
+    save_model(root / "low.safetensors", *bound_model(1, fidelities=(0,)))
+    save_model(root / "falling.safetensors", *upside_down(bound_model()))
+    save_ensemble(root / "whole.safetensors", spread_known(0.3))
     fixed = molecule("H2O")
     fixed.set_constraint(FixAtoms([0]))
     for name, atoms in {
@@ -37,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "loose": molecule("H2CO"),
         "n2": molecule("N2"),
         "fixed": fixed,
+        "atom": Atoms("O"),
+        "apart": molecule("H2O") + Atoms("H", [(15, 0, 0)]),
     }.items():
         ase.io.write(root / f"{name}.extxyz", atoms)
     ase.io.write(root / "two.extxyz", [minimum("CO"), minimum("H2CO")])
@@ -58,7 +62,17 @@ def cells(out: str) -> dict[str, list[str]]:
 
 def test_help(pykinml: Run) -> None:
     text = flat(pykinml("frequencies", "--help").out)
-    for said in ("MODEL...", "INPUT", "--relax", "--temperature", "--pressure", "--symmetry", "--spin", "--output"):
+    for said in (
+        "MODEL...",
+        "INPUT",
+        "--relax",
+        "--low-level",
+        "--temperature",
+        "--pressure",
+        "--symmetry",
+        "--spin",
+        "--output",
+    ):
         assert said in text
 
 
@@ -88,16 +102,41 @@ def test_several_models_relax_together(pykinml: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(data.get_frequencies()[6:].real, found.wavenumbers, atol=0.01)
 
 
+def without_extrapolation(out: str) -> str:
+    return "".join(line for line in out.splitlines(keepends=True) if "beyond the training data" not in line)
+
+
+def test_a_structure_beyond_the_training_data(pykinml: Run) -> None:
+    found = vibrations(spread_known(0.3), ase.io.read("h2co.extxyz"))
+    ended = pykinml("frequencies", "whole.safetensors", "h2co.extxyz")
+    assert f"! beyond the training data: extrapolation {found.extrapolation:.2f}, above 1" in ended.out
+
+
+def test_a_model_of_a_difference_is_added_to_its_low_level(pykinml: Run) -> None:
+    ended = pykinml("frequencies", "delta.safetensors", "h2co.extxyz", "--relax", "--low-level", "low.safetensors")
+    assert (ended.code, ended.err) == (0, "")
+    low = bound_model(1, fidelities=(0,))
+    found = vibrations(bound_model(baseline=0), ase.io.read("h2co.extxyz"), relax=True, low_level=low)
+    shown = cells(ended.out)
+    assert [shown[str(mode)] for mode in range(1, 7)] == [[f"{wavenumber:.1f}"] for wavenumber in found.wavenumbers]
+    assert shown["energy"][0] == f"{found.energies[0]:.6f}"
+
+
+def test_fragments_that_are_apart_have_modes_and_no_thermochemistry(pykinml: Run) -> None:
+    ended = pykinml("frequencies", "0.safetensors", "apart.extxyz", "--relax")
+    assert (ended.code, ended.err) == (0, "")
+    assert "(H3O): nonlinear, not one molecule" in ended.out and "got 3 of 6 vibrations within 1 cm^-1" in ended.out
+    assert set(cells(ended.out)) == set("123456")
+
+
 def test_an_ensemble_file_is_its_members(pykinml: Run) -> None:
     """Its calibration, which is of energies and forces at once, does not touch the spreads here."""
-    members = stack_members([bound_model(variant)[1] for variant in range(3)])
-    scales = [torch.tensor([9.0])] * 2
-    whole = Ensemble(bound_model()[0], members, Calibration(*scales, torch.tensor(1.0)))
-    save_ensemble("whole.safetensors", whole)
-    save_ensemble("pair.safetensors", Ensemble(whole.model_config, tree_map(lambda leaf: leaf[:2], members)))
+    whole = spread_known(0.3)
+    save_ensemble("pair.safetensors", Ensemble(whole.model_config, tree_map(lambda leaf: leaf[:2], whole.members)))
     apart = pykinml("frequencies", *[f"{variant}.safetensors" for variant in range(3)], "h2co.extxyz", "--relax")
     assert apart.code == 0 and "mean of 3 members" in apart.out
-    assert pykinml("frequencies", "whole.safetensors", "h2co.extxyz", "--relax") == apart
+    known = pykinml("frequencies", "whole.safetensors", "h2co.extxyz", "--relax")
+    assert without_extrapolation(known.out) == apart.out
     assert pykinml("frequencies", "pair.safetensors", "2.safetensors", "h2co.extxyz", "--relax") == apart
 
 
@@ -118,7 +157,18 @@ WRONG = {
         "0.safetensors delta.safetensors h2co.extxyz",
         "delta.safetensors differs from the first in baseline",
     ),
-    "cold": ("0.safetensors h2co.extxyz --temperature 0", "temperature must be above 0 K, got 0"),
+    "cold": ("0.safetensors h2co.extxyz --temperature 0", "temperature must be between 1e-30 and 1e+12 K, got 0"),
+    "cold saddle point": ("falling.safetensors h2co.extxyz --temperature 0", "temperature must be between"),
+    "atom": ("0.safetensors atom.extxyz -o o.xyz", "atom.extxyz@0 (O) has no modes to write to o.xyz"),
+    "no difference": ("0.safetensors h2co.extxyz --low-level low.safetensors", "low_level needs a model of delta"),
+    "another level": (
+        "delta.safetensors h2co.extxyz --low-level 0.safetensors",
+        "low_level must be a model of level 0",
+    ),
+    "its low level": (
+        "delta.safetensors h2co.extxyz --low-level low.extxyz -o low.extxyz",
+        "output must differ from what is read",
+    ),
     "odd spin": ("0.safetensors h2co.extxyz --spin 0.3", "spin must be half the number of unpaired electrons"),
     "no symmetry": ("0.safetensors h2co.extxyz --symmetry 0", "symmetry must be a symmetry number of 1 or more, got 0"),
     "format": ("0.safetensors h2co.extxyz -o modes.traj", "output must end in .xyz, .extxyz, .molden or .json"),

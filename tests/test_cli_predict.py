@@ -111,6 +111,7 @@ def test_reads_xyz_and_databases(pykinml: Run, files: Files, tmp_path: Path) -> 
         assert prediction.forces is not None
         assert row == [f"{prediction.energy:.6f}", f"{np.linalg.norm(prediction.forces, axis=1).max():.6f}"]
     assert frames[1].get_chemical_symbols() == ["H", "C", "H", "C"]
+    assert [set(frame.info) for frame in frames] == [set()] * 2 + [{"id"}] * 5
     assert headers(ended.out) == ["energy, eV", "largest force, eV/Å"]
     assert "wrote out.extxyz" in ended.out
 
@@ -260,6 +261,14 @@ def test_asks_for_the_folder_of_its_output_before_it_works(pykinml: Run, files: 
         "predict", files.folder / "high.safetensors", files.folder / "methane.xyz", "-o", "nowhere/out.extxyz"
     )
     assert ended.code == 2 and "make nowhere first" in ended.err
+
+
+def test_an_output_that_cannot_be_written_is_named(pykinml: Run, files: Files, tmp_path: Path) -> None:
+    (tmp_path / "other" / "out.extxyz").mkdir(parents=True)
+    ended = pykinml(
+        "predict", files.folder / "high.safetensors", files.folder / "methane.xyz", "-o", "other/out.extxyz"
+    )
+    assert (ended.code, ended.err) == (2, "Error: other/out.extxyz cannot be written: Is a directory\n")
 
 
 def test_keeps_its_inputs_and_names_its_format(pykinml: Run, files: Files) -> None:

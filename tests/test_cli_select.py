@@ -46,6 +46,8 @@ def pykinml(
         atoms.positions += np.random.default_rng(seed).normal(0, 0.1, (5, 3))
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
     ase.io.write(tmp_path / "more methane.extxyz", frames)
+    (tmp_path / "other" / ".extxyz").mkdir(parents=True)
+    ase.io.write(tmp_path / "other" / "C2H2.extxyz", molecule("C2H2"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return partial(run_command, capsys)
@@ -90,6 +92,25 @@ def test_writes_geometries_to_be_labelled(pykinml: Run) -> None:
         np.testing.assert_allclose(frame.positions, expected.positions, atol=1e-7)
 
 
+def test_a_file_counts_once_whatever_its_names_and_their_order(pykinml: Run) -> None:
+    ended = pykinml("select", "three.safetensors", "more*", "C2H2.db", "./C2H2.db", "*.db", "-n", 5)
+    assert ended.out.splitlines() == expected_ids(5)
+
+
+def test_copies_are_not_selected_and_that_is_told(pykinml: Run) -> None:
+    copies = []
+    for seed, atoms in enumerate(read_structures(POOL)[:4]):
+        copies.append(atoms[np.random.default_rng(seed).permutation(len(atoms))])
+        copies[-1].rotate(40 * seed + 10, (1, 2, 3))
+    ase.io.write("again.extxyz", copies)
+    ended = pykinml("select", "three.safetensors", *POOL, "again.extxyz", "-n", 12)
+    assert (ended.code, ended.err) == (0, "the pool has only 10 distinct structures; 12 were asked for\n")
+    of_copies = {f"again/{place}": f"C2H2/{place}" for place in range(1, 5)}
+    assert sorted(of_copies.get(name, name) for name in ended.out.splitlines()) == sorted(IDS)
+    ended = pykinml("select", "three.safetensors", *POOL, "again.extxyz", "-n", 12, "-o", "next.txt")
+    assert ended.out == "wrote next.txt: 10 of 14 structures\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -98,7 +119,10 @@ def test_writes_geometries_to_be_labelled(pykinml: Run) -> None:
         (("three.safetensors", "C2H2.db", "-n", 2, "-o", "C2H2.db"), "extended XYZ"),
         (("three.safetensors", POOL[1], "-n", 2, "-o", POOL[1]), "must differ from what is read"),
         (("three.safetensors", "C2H2.db", "-n", 2, "-o", "there/next.txt"), "a directory that is there"),
-        (("three.safetensors", "none.xyz", "-n", 2), "no structure file none.xyz"),
+        (("three.safetensors", "none.xyz", "-n", 2), "no file matches 'none.xyz'"),
+        (("three.safetensors", "C2H2.db", "other/C2H2.extxyz", "-n", 2), "must differ in their names"),
+        (("three.safetensors", "more*", "-n", 2, "-o", POOL[1]), "must differ from what is read"),
+        (("three.safetensors", "C2H2.db", "-n", 2, "-o", "other/.extxyz"), "other/.extxyz cannot be written: Is a"),
     ],
 )
 def test_what_cannot_be_done_is_one_message(pykinml: Run, arguments: tuple[object, ...], said: str) -> None:

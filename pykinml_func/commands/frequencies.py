@@ -11,7 +11,7 @@ from pykinml_func.commands.checks import check_own_output
 from pykinml_func.errors import ConfigError
 
 
-def frequencies(
+def frequencies(  # noqa: PLR0913, PLR0917 (an option each)
     models: Annotated[
         list[Path],
         typer.Argument(
@@ -22,6 +22,10 @@ def frequencies(
         Path, typer.Argument(metavar="INPUT", help="Structures: a file that train reads, or any that ASE reads.")
     ],
     relax: Annotated[bool, typer.Option("--relax", help="Go downhill to a minimum first.")] = False,
+    low_level: Annotated[
+        Path | None,
+        typer.Option(help="For a model of delta learning, the model file that it is added to.", metavar="MODEL"),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="K, of enthalpy and Gibbs energy.")] = 298.15,
     pressure: Annotated[float, typer.Option(help="Pa, of the Gibbs energy.")] = 101325.0,
     symmetry: Annotated[int, typer.Option(help="Symmetry number: 2 for H2O, 12 for CH4.")] = 1,
@@ -33,13 +37,13 @@ def frequencies(
     """Wavenumbers, zero-point energy, enthalpy and Gibbs energy of structures, with the spread of an ensemble.
 
     Second derivatives are exact. Energies are those of an ideal gas of rigid rotors and harmonic vibrations. Spreads
-    are standard deviations over the members, as they are: a calibration is of energies and forces. Example: pykinml
+    are standard deviations over MODEL's members, as they are: a calibration is of energies and forces. Example: pykinml
     frequencies model.safetensors h2o.xyz --relax --symmetry 2 -o modes.xyz
     """
     from pykinml_func.data.formats.sources import read_structures
     from pykinml_func.inference.calculator import ensemble_of
     from pykinml_func.inference.mode_files import check_mode_file, write_modes
-    from pykinml_func.inference.thermochemistry import Conditions, check_conditions, thermochemistry
+    from pykinml_func.inference.thermochemistry import Conditions, check_conditions, thermochemistry, why_not
     from pykinml_func.inference.vibrations import vibrations
     from pykinml_func.report.frequencies import print_frequencies
 
@@ -47,15 +51,16 @@ def frequencies(
     check_conditions(conditions)
     if output is not None:
         check_mode_file(output)
-        check_own_output(output, *models, structures)
+        check_own_output(output, *models, structures, *([low_level] if low_level else []))
     ensemble, images = ensemble_of(models), read_structures([structures])
+    low = None if low_level is None else ensemble_of(low_level)
     if output is not None and len(images) > 1:
         raise ConfigError(
             f"output takes the modes of one structure, got {len(images)} in {structures}; give a file of one"
         )
     for image in images:
-        found = vibrations(ensemble, image, relax=relax)
-        gas = thermochemistry(found, conditions) if found.n_imaginary < 2 else None
+        found = vibrations(ensemble, image, relax=relax, low_level=low)
+        gas = None if why_not(found) else thermochemistry(found, conditions)
         if output is not None:
             write_modes(output, found)
         print_frequencies(found, gas, conditions, output)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ConfigError, DataError, ExtrapolationError, ExtrapolationWarning, ModelError
 from pykinml_func.inference.checks import checked_species, structure_label
-from pykinml_func.inference.low_level import check_low_level, low_level_result
+from pykinml_func.inference.low_level import check_calculator, check_low_level, low_level_result
 from pykinml_func.inference.molecule import Molecule
 from pykinml_func.inference.uncertainty import scales_of, spread_numbers
 from pykinml_func.potential.ensemble import stack_members
@@ -32,6 +32,9 @@ Model = str | Path | Ensemble | tuple[ModelConfig, Params]
 """A model file, which may hold several members, or what `load_ensemble` or `load_model` returns."""
 
 OnExtrapolation = Literal["ignore", "warn", "stop"]
+
+_MOST_MOLECULES = 64
+"""Orders of atoms that a calculator is ready for at a time; each takes some 0.2 MB."""
 
 
 class PyKinMLCalculator(Calculator):
@@ -64,14 +67,16 @@ class PyKinMLCalculator(Calculator):
         low_level: what a model of delta learning is added to; without it, energies and forces are the difference.
         on_extrapolation: whether a structure of more than `extrapolation_limit` is a warning or an error. Raises
         ModelError for a file that is no model, for models that differ in more than their parameters, and for a low
-        level that the model cannot use; ConfigError where it could never warn or stop.
+        level that the model cannot use; ConfigError where that is no calculator, or where it could never warn or stop.
         """
         ensemble = ensemble_of(model)
         check_low_level(ensemble.model_config, low_level)
+        if low_level is not None:
+            check_calculator(low_level)
         self._ensemble = ensemble._replace(members=tree_map(torch.Tensor.detach, ensemble.members))
         self._scales = scales_of(ensemble.calibration)
         self._molecules: dict[bytes, Molecule] = {}
-        self.low_level = low_level
+        self._low_level = low_level
         super().__init__(on_extrapolation=on_extrapolation, extrapolation_limit=extrapolation_limit, **kwargs)
 
     @property
@@ -83,6 +88,11 @@ class PyKinMLCalculator(Calculator):
     def members(self) -> Params:
         """Parameters, every leaf with a leading axis E."""
         return self._ensemble.members
+
+    @property
+    def low_level(self) -> Calculator | None:
+        """What the model is added to; make another calculator for another one, as results of this one would stay."""
+        return self._low_level
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Change `on_extrapolation` or `extrapolation_limit`, and forget the results. Returns what has changed.
@@ -198,12 +208,16 @@ class PyKinMLCalculator(Calculator):
         return {"extrapolation": number}
 
     def _molecule(self, structure: Atoms) -> Molecule:
-        """That of an earlier call, or a new one. Raises as `checked_species`."""
+        """That of an earlier call, or a new one, for which the one not used for longest goes. Raises as
+        `checked_species`.
+        """
         species = checked_species(self.model_config.aev.elements, structure)
         key = species.tobytes()
-        if key not in self._molecules:
-            self._molecules[key] = Molecule(self._ensemble, species)
-        return self._molecules[key]
+        found = self._molecules.pop(key, None) or Molecule(self._ensemble, species)
+        self._molecules[key] = found  # behind all others
+        if len(self._molecules) > _MOST_MOLECULES:
+            del self._molecules[next(iter(self._molecules))]
+        return found
 
 
 def ensemble_of(model: Model | Sequence[Model]) -> Ensemble:

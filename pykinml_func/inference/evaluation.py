@@ -77,6 +77,8 @@ class CalibrationTable(NamedTuple):
     """
     bins: tuple[Bin, ...]
     """of equal numbers, by standard deviation"""
+    calibrated: bool = False
+    """whether the standard deviations are those of the members times the factor that the model file holds"""
 
 
 class Beyond(NamedTuple):
@@ -149,7 +151,15 @@ def _test_ids(split_files: Sequence[Path]) -> set[str]:
 
 def evaluate(predictor: Predictor, labels: Structures) -> Evaluation:
     """The errors of a model. labels: of `read_labels`. Raises ModelError for elements that the model does not know."""
-    return compared(labels, predictions_of(predictor, labels), predictor.model_config.baseline)
+    found = compared(labels, predictions_of(predictor, labels), predictor.model_config.baseline)
+    if (calibration := predictor.ensemble.calibration) is None:
+        return found
+    tables = found.energy_calibration, found.force_calibration
+    known = [
+        None if table is None else table._replace(calibrated=bool(scale[-1].isfinite()))
+        for table, scale in zip(tables, calibration[:2], strict=True)
+    ]
+    return found._replace(energy_calibration=known[0], force_calibration=known[1])
 
 
 def predictions_of(predictor: Predictor, labels: Structures) -> list[Prediction]:

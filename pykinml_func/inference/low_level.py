@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.data.formats.sources import read_structures
-from pykinml_func.errors import DataError, ModelError
+from pykinml_func.errors import ConfigError, DataError, ModelError
 from pykinml_func.inference.checks import structure_label
 
 LowLevel = Calculator | Literal["attached"]
@@ -23,11 +23,24 @@ LowLevel = Calculator | Literal["attached"]
 
 
 def check_low_level(model_config: ModelConfig, low_level: LowLevel | None) -> None:
-    """Raises ModelError where a low level is given to a model that is not of delta learning."""
+    """Raises ModelError where a low level is given to a model that is not of delta learning, ConfigError for one that
+    is neither a calculator nor `attached`.
+    """
     if low_level is not None and model_config.baseline is None:
         raise ModelError(
             f"low_level needs a model of delta learning, got one of level {model_config.fidelities[-1]} itself; leave "
             "low_level out"
+        )
+    if low_level is not None and low_level != "attached":
+        check_calculator(low_level)
+
+
+def check_calculator(low_level: object) -> None:
+    """Raises ConfigError for a low level that is no ASE calculator."""
+    if not hasattr(low_level, "get_property"):
+        raise ConfigError(
+            f"low_level must be an ASE calculator, got {low_level!r}; give PyKinMLCalculator(FILE) for a model file "
+            "(only Predictor.predict takes 'attached', results that structures carry)"
         )
 
 

@@ -39,11 +39,13 @@ def write_modes(path: str | Path, found: Vibrations, mode: int | None = None) ->
 
     .xyz and .extxyz: a frame a mode, its displacements as `arrays["mode"]` and its `wavenumber` (cm^-1, negative if
     imaginary) as Jmol and ASE read them; of one `mode`, counted from 1, the frames of its motion. .molden: wavenumbers
-    and modes. .json: what `ase.vibrations.VibrationsData.read` reads. Raises ConfigError as `check_mode_file`, and
-    DataError for a mode that is not there.
+    and modes. .json: what `ase.vibrations.VibrationsData.read` reads, also of an atom. Raises ConfigError as
+    `check_mode_file`, and DataError for a mode that is not there.
     """
     path = Path(path)
     check_mode_file(path, mode)
+    if not len(found.modes) and path.suffix != ".json":
+        raise DataError(f"{structure_label(found.atoms)} has no modes to write to {path}; leave the output out")
     if mode is not None and not 1 <= mode <= len(found.modes):
         raise DataError(
             f"{structure_label(found.atoms)} has modes 1 to {len(found.modes)}, got {mode}; give one of them"

@@ -33,11 +33,13 @@ _NAMES = {
 
 
 class Nn_surr(PyKinMLCalculator):  # noqa: N801 (PyKinML's name)
-    """`PyKinMLCalculator` with the arguments, attributes and results of PyKinML's `Nn_surr`.
+    """`PyKinMLCalculator` with the arguments and results of PyKinML's `Nn_surr`, and its attributes `multinn`, `tnsr`,
+    `device`, `nrho_rad`, `nrho_ang`, `nalpha` and `R_c`.
 
     Differences: `tnsr` is off by default, as ASE (and KinBot's own `Nn_surr`) needs numbers and arrays; forces are
     there whether they were asked for or not; of several models `all_energies` is (E,), `all_forces` (E,n,3) and
-    `forces_std` (n,3). A single model has an `energy_std` and `forces_std` of 0, as there.
+    `forces_std` (n,3). A single model has an `energy_std` and `forces_std` of 0, as there. There is no `surrogate`,
+    which held the networks there: see `members`.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (PyKinML's arguments)
@@ -85,6 +87,7 @@ class Nn_surr(PyKinMLCalculator):  # noqa: N801 (PyKinML's name)
         atoms: Atoms | None = None,
         properties: Sequence[str] = ("energy", "forces"),
         system_changes: Sequence[str] = all_changes,
+        args: None = None,  # noqa: ARG002 (PyKinML's, which does nothing there either)
     ) -> None:
         """As that of PyKinMLCalculator."""
         super().calculate(atoms, properties, system_changes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from pykinml_func.data.formats.ase_files import SOURCE
 from pykinml_func.errors import DataError
 from pykinml_func.files import write_atomically
 from pykinml_func.inference.predictor import Prediction
@@ -26,6 +27,13 @@ def check_output(path: Path) -> None:
         raise DataError(
             f"output must be extended XYZ, got {path}, which ASE would read as {taken_for}; name it .extxyz or .xyz"
         )
+
+
+def bare_copy(atoms: Atoms) -> Atoms:
+    """A copy to be written, without its calculator, and without where it was read, which is for our messages alone."""
+    frame = atoms.copy()
+    frame.info.pop(SOURCE, None)
+    return frame
 
 
 def write_predictions(path: str | Path, images: Sequence[Atoms], predictions: Sequence[Prediction]) -> None:
@@ -46,11 +54,11 @@ def write_predictions(path: str | Path, images: Sequence[Atoms], predictions: Se
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: ase.io.write(temporary, frames, format="extxyz"))
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from None
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _frame(atoms: Atoms, prediction: Prediction) -> Atoms:
-    frame = atoms.copy()
+    frame = bare_copy(atoms)
     frame.info.pop("energy", None)  # ASE refuses to write a value of the same name twice
     frame.arrays.pop("forces", None)
     named = [f"_{level}" for level in prediction.fidelities[:-1]]

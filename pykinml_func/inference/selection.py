@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.data.batching import Packer, Source
+from pykinml_func.data.elements import composition
 from pykinml_func.errors import ConfigError, ModelError
 from pykinml_func.inference.checks import checked_species_of_all
 from pykinml_func.inference.predictor import Predictor
@@ -26,15 +27,22 @@ _AT_A_TIME = 2048
 
 _BATCH = 50
 
+_SAME = 1e-3
+"""Whitened distance below which two structures are copies, turned or renumbered: some 1e-5 Å."""
+
+_LEAST_WEIGHT = 1e-30
+"""(eV/Å)², of a structure of which the members agree, such as an atom: the last of choices, but one."""
+
 
 def select(ensemble: Ensemble, images: Sequence[Atoms], number: int) -> np.ndarray:
-    """The structures of a pool to label next, in the order of choice: (number,) indices into `images`.
+    """The structures of a pool to label next, in the order of choice: (number,) indices into `images`, or fewer where
+    fewer are distinct.
 
     By largest-cluster maximum-distance selection (Zaverkin et al., Digital Discovery 1, 605 (2022)): every structure
     belongs to the nearest that was chosen, and the next is the farthest of the cluster whose squared distances have the
     largest sum. Squared distances are between whitened AEVs, times the variance of the members' forces. So clusters
-    are many where the ensemble is unsure or the pool is dense, and no two of the chosen are alike. The same pool gives
-    the same choice; memory is M F numbers.
+    are many where the ensemble is unsure or the pool is dense, and no two of the chosen are alike: of copies,
+    turned or renumbered, one alone is. The same pool gives the same choice; memory is M F numbers.
 
     Raises ModelError for an ensemble of one, and what `Predictor.predict` raises; ConfigError for more structures than
     there are, or less than one.
@@ -62,11 +70,11 @@ def force_variances(ensemble: Ensemble, images: Sequence[Atoms]) -> Tensor:
 
 
 def largest_clusters(features: Tensor, weights: Tensor, number: int) -> np.ndarray:
-    """Largest-cluster maximum-distance selection, from the largest weight on. Structures in one place with one that was
-    chosen come last, by their weights.
+    """Largest-cluster maximum-distance selection, from the largest weight on, until what is left are copies.
 
-    features: (M,F); weights: (M,) of squared distances. Returns (number,) indices.
+    features: (M,F); weights: (M,) of squared distances. Returns (number,) indices, or fewer.
     """
+    weights = weights.clamp(min=_LEAST_WEIGHT)
     chosen, owner = [int(weights.argmax())], torch.zeros(len(weights), dtype=torch.int64)
     nearest = weights * _squared_distances(features, chosen[0])
     while len(chosen) < number:
@@ -78,15 +86,14 @@ def largest_clusters(features: Tensor, weights: Tensor, number: int) -> np.ndarr
         owner[distances < nearest] = len(chosen)
         nearest = torch.minimum(nearest, distances)
         chosen.append(farthest)
-    left = weights.clone()
-    left[chosen] = -1
-    return np.array([*chosen, *left.argsort(descending=True, stable=True).tolist()][:number])
+    return np.array(chosen)
 
 
 def _squared_distances(features: Tensor, place: int) -> Tensor:
-    """(M,) in float64, exactly zero for a structure of the same features."""
+    """(M,) in float64, exactly zero for copies."""
     one = features[place].unsqueeze(0)
-    return torch.cdist(features, one, compute_mode="donot_use_mm_for_euclid_dist").squeeze(1).double().square()
+    distances = torch.cdist(features, one, compute_mode="donot_use_mm_for_euclid_dist").squeeze(1).double()
+    return torch.where(distances < _SAME, 0.0, distances.square())
 
 
 def _source(model_config: ModelConfig, images: Sequence[Atoms]) -> Source:
@@ -101,8 +108,9 @@ def _source(model_config: ModelConfig, images: Sequence[Atoms]) -> Source:
 def _features(model_config: ModelConfig, source: Source) -> Tensor:
     """Sums over each element's atoms of what AEVs differ from that element's mean in the pool, whitened by the pool.
 
-    Over the root of the number of atoms, as an energy's spread: large molecules are not farther apart. Returns (M,S K)
-    float32.
+    Over the root of the number of atoms, as an energy's spread: large molecules are not farther apart. Then, so small
+    that they only tell copies, the numbers of atoms of each element: sums may agree where the atoms of each are all
+    alike. Returns (M,S K+S) float32.
     """
     packer = Packer(source, np.arange(len(source.energies)), _BATCH, torch.float64, torch.device("cpu"))
     domain = fit_domain(model_config, packer)
@@ -110,8 +118,9 @@ def _features(model_config: ModelConfig, source: Source) -> Tensor:
     for batch in packer.batches(packer.members):
         aevs, _ = batch.features.aevs_and_pullback(model_config.aev)
         found.append(_summed(domain, aevs, batch.structure_index, len(batch.energies)))
-    sizes = torch.from_numpy(np.diff(source.offsets))
-    return torch.cat(found)[: len(sizes)] / sizes.sqrt().unsqueeze(1)
+    counts = torch.from_numpy(composition(source.species, source.offsets, source.n_species))
+    sums = torch.cat(found)[: len(counts)]
+    return torch.cat([sums / counts.sum(dim=1, keepdim=True).sqrt(), 10 * _SAME * counts], dim=1)
 
 
 def _summed(domain: Domain, aevs: Tensor, structure_index: Tensor, n_structures: int) -> Tensor:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from ase import Atoms
 
-from pykinml_func.data.formats.ase_files import SOURCE
 from pykinml_func.data.formats.rows import source_label
 from pykinml_func.data.formats.sources import input_format, read_structures
 from pykinml_func.errors import DataError
 from pykinml_func.files import write_atomically
-from pykinml_func.inference.prediction_files import check_output
+from pykinml_func.inference.prediction_files import bare_copy, check_output
 
 _IDS = ".txt"
 
@@ -20,12 +19,12 @@ _IDS = ".txt"
 def read_pool(paths: Iterable[Path]) -> list[Atoms]:
     """Every structure of files of any format, with the id that `pykinml train` would give it in `info["id"]`.
 
-    Raises DataError for a file that is not there, is empty, or cannot be read.
+    paths: of `find_inputs`, by which ids are unique. Raises DataError for a file that is empty, or cannot be read.
     """
     pool = []
     for path in paths:
         images = read_structures([path])
-        if not path.is_file() or input_format(path) == "ase":
+        if input_format(path) == "ase":
             for place, atoms in enumerate(images, start=1):
                 atoms.info["id"] = f"{source_label(path)}/{place}"
         pool += images
@@ -55,14 +54,7 @@ def write_selection(path: Path, images: Sequence[Atoms]) -> None:
             return
         import ase.io
 
-        frames = [_frame(atoms) for atoms in images]
+        frames = [bare_copy(atoms) for atoms in images]
         write_atomically(path, lambda temporary: ase.io.write(temporary, frames, format="extxyz"))
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from None
-
-
-def _frame(atoms: Atoms) -> Atoms:
-    """A copy without its calculator, which has no use for where the structure was read."""
-    frame = atoms.copy()
-    frame.info.pop(SOURCE, None)
-    return frame
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import NamedTuple
 
@@ -14,7 +13,10 @@ from ase import units
 
 from pykinml_func.errors import ConfigError, DataError
 from pykinml_func.inference.checks import structure_label
-from pykinml_func.inference.vibrations import Vibrations
+from pykinml_func.inference.vibrations import ZERO, Vibrations
+
+_LEAST, _MOST = 1e-30, 1e12
+"""K and Pa between which no partition function is lost to rounding."""
 
 
 class Conditions(NamedTuple):
@@ -45,7 +47,9 @@ class EnsembleThermochemistry(NamedTuple):
     of_mean: Thermochemistry
     """of the mean potential"""
     members: tuple[Thermochemistry, ...]
-    """of each member at the same structure; () where one of them has another number of imaginary modes there"""
+    """of each member at the same structure; () where one of them has another number of imaginary modes there, or a
+    vibration of zero
+    """
 
     @property
     def spread(self) -> Thermochemistry | None:
@@ -59,29 +63,42 @@ def thermochemistry(found: Vibrations, conditions: Conditions | None = None) -> 
     """Zero-point energy, enthalpy, entropy and Gibbs energy as ASE's IdealGasThermo has them: an ideal gas of rigid
     rotors and harmonic vibrations. A transition state's imaginary mode is left out.
 
-    Raises ConfigError for conditions that cannot be, DataError for a structure of more than one imaginary mode.
+    Raises ConfigError for conditions that cannot be, DataError for a structure that is no molecule or transition state.
     """
     conditions = conditions or Conditions()
     check_conditions(conditions)
-    if found.n_imaginary > 1:
-        raise DataError(
-            f"{structure_label(found.atoms)} must be a minimum or a transition state, with one imaginary mode at most, "
-            f"got {found.n_imaginary}; relax it, or take a structure that was"
-        )
+    if why := why_not(found):
+        raise DataError(f"thermochemistry of {structure_label(found.atoms)} {why}")
     of_mean = _ideal_gas(found, float(found.energies.mean()), found.wavenumbers, conditions)
-    if ((found.member_wavenumbers < 0).sum(axis=1) != found.n_imaginary).any():
+    of_members = found.member_wavenumbers
+    if ((of_members < 0).sum(axis=1) != found.n_imaginary).any() or (np.abs(of_members) <= ZERO).any():
         return EnsembleThermochemistry(of_mean, ())
     each = zip(found.energies, found.member_wavenumbers, strict=True)
     members = tuple(_ideal_gas(found, float(energy), own, conditions) for energy, own in each)
     return EnsembleThermochemistry(of_mean, members)
 
 
+def why_not(found: Vibrations) -> str | None:
+    """What keeps a structure from having thermochemistry, and the way out; None where nothing does."""
+    if found.n_zero:
+        return (
+            f"needs one molecule, got {found.n_zero} of {len(found.modes)} vibrations within {ZERO:g} cm^-1 of zero, "
+            "as fragments that are apart have; compute each alone"
+        )
+    if found.n_imaginary > 1:
+        return (
+            "needs a minimum or a transition state, with one imaginary mode at most, got "
+            f"{found.n_imaginary}; relax it, or take a structure that was"
+        )
+    return None
+
+
 def check_conditions(conditions: Conditions) -> None:
     """Raises ConfigError for conditions that cannot be."""
     temperature, pressure, symmetry, spin = conditions
     for name, value, unit in (("temperature", temperature, "K"), ("pressure", pressure, "Pa")):
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be above 0 {unit}, got {value:g}")
+        if not _LEAST <= value <= _MOST:
+            raise ConfigError(f"{name} must be between {_LEAST:g} and {_MOST:g} {unit}, got {value:g}")
     if symmetry < 1:
         raise ConfigError(f"symmetry must be a symmetry number of 1 or more, got {symmetry}")
     if spin < 0 or not float(2 * spin).is_integer():

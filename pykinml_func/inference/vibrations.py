@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms, units
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ConfigError, DataError, ModelError
 from pykinml_func.inference.calculator import Model, PyKinMLCalculator, ensemble_of
 from pykinml_func.inference.checks import checked_species, structure_label
-from pykinml_func.potential.forces import energy_and_forces
 from pykinml_func.potential.hessian import member_hessians
-from pykinml_func.types import Ensemble, Params
+from pykinml_func.types import Ensemble
 
 if TYPE_CHECKING:
     from ase.vibrations.data import VibrationsData
@@ -30,6 +27,11 @@ Geometry = Literal["monatomic", "linear", "nonlinear"]
 
 AT_REST = 0.01
 """eV/Å; where a force is larger, a structure is no stationary point, and its wavenumbers mean little"""
+
+ZERO = 1.0
+"""cm^-1: modes that nothing holds, as of fragments that are apart, are within this of zero, on either side, by rounding
+and by the forces that a relaxation leaves.
+"""
 
 _WHOLE_MOTIONS: dict[Geometry, int] = {"monatomic": 3, "linear": 5, "nonlinear": 6}
 _LINEAR = 1e-4
@@ -56,7 +58,7 @@ class Vibrations(NamedTuple):
     modes: np.ndarray
     """(V,n,3) amu^-1/2: displacements, of length 1 where weighted by the roots of the masses"""
     member_wavenumbers: np.ndarray
-    """(E,V) cm^-1 of each member at the same structure"""
+    """(E,V) cm^-1 of each member at the same structure: of its mode that is most like that of the mean"""
     whole_wavenumbers: np.ndarray
     """(R,) cm^-1 that the structure would have as it moves and turns as a whole, which are left out of the
     vibrations: 0 at a stationary point
@@ -65,6 +67,8 @@ class Vibrations(NamedTuple):
     """eV/Å"""
     steps: int | None
     """of the relaxation; None where it was not asked for"""
+    extrapolation: float
+    """of the structure: above 1 it lies beyond what the model was trained on; NaN where that is not known"""
 
     @property
     def data(self) -> VibrationsData:
@@ -76,56 +80,90 @@ class Vibrations(NamedTuple):
     @property
     def n_imaginary(self) -> int:
         """Imaginary modes: none at a minimum, one at a transition state."""
-        return int((self.wavenumbers < 0).sum())
+        return int((self.wavenumbers < -ZERO).sum())
+
+    @property
+    def n_zero(self) -> int:
+        """Vibrations that nothing holds: some where fragments are apart, none of one molecule."""
+        return int((np.abs(self.wavenumbers) <= ZERO).sum())
 
 
-def vibrations(model: Model | Sequence[Model], atoms: Atoms, *, relax: bool = False, fmax: float = 1e-6) -> Vibrations:
+def vibrations(
+    model: Model | Sequence[Model],
+    atoms: Atoms,
+    *,
+    relax: bool = False,
+    fmax: float = 1e-6,
+    low_level: Model | Sequence[Model] | None = None,
+) -> Vibrations:
     """Wavenumbers and normal modes of one structure, by exact Hessians in float64 at the model's highest level.
 
     model: as PyKinMLCalculator takes it; of several members, each is asked at the structure to which their mean leads.
-    relax: go downhill first, until no force is above `fmax` eV/Å. Motions of the whole structure are projected out.
-    Raises ConfigError for an `fmax` that cannot be; ModelError as the calculator does, and for a model of delta
-    learning; DataError for a structure that cannot be evaluated, that has constraints, or that does not come to rest.
+    relax: go downhill first, until no force is above `fmax` eV/Å. low_level: the model, or mean of several, to which
+    one of delta learning is added. Motions of the whole structure are projected out. Raises ConfigError for an `fmax`
+    that cannot be; ModelError as the calculator does, and for a low level that is missing or another; DataError for a
+    structure that cannot be evaluated, that has constraints, or that does not come to rest.
     """
     if not fmax > 0:
         raise ConfigError(f"fmax must be above 0 eV/Å, got {fmax:g}")
-    config, members = _members(model)
+    potential = _potential(model, low_level)
     _check_free(atoms)
-    species = checked_species(config.aev.elements, atoms)
+    checked_species(potential.model_config.aev.elements, atoms)  # before the cell is left out
     still, steps = Atoms(atoms.numbers, atoms.positions, masses=atoms.get_masses(), info=atoms.info), None
     if relax:
-        steps = _relax(still, config, members, fmax)
-    device = members.self_energies.device
-    kinds, positions = torch.from_numpy(species).to(device), torch.from_numpy(still.positions).to(device)
-    energies, forces = vmap(lambda params: energy_and_forces(config, params, kinds, positions))(members)
-    hessians = member_hessians(config, members, kinds, positions).cpu().numpy()
+        steps = _relax(still, potential, fmax)
+    forces = potential.get_property("forces", still)
+    hessians = _hessians(potential, still)
     geometry, whole, inner = _motions(still)
     wavenumbers, modes = _normal_modes(hessians.mean(axis=0), still, inner)
     return Vibrations(
         still,
         geometry,
-        energies.cpu().numpy(),
+        potential.results["all_energies"],
         hessians,
         wavenumbers,
         modes,
-        np.stack([_normal_modes(each, still, inner)[0] for each in hessians]),
+        np.stack([_by_mode(modes, still, *_normal_modes(each, still, inner)) for each in hessians]),
         _normal_modes(hessians.mean(axis=0), still, whole)[0],
-        float(forces.mean(dim=0).norm(dim=1).max()),
+        float(np.linalg.norm(forces, axis=1).max()),
         steps,
+        potential.results.get("extrapolation", math.nan),
     )
 
 
-def _members(model: Model | Sequence[Model]) -> tuple[ModelConfig, Params]:
-    """The members' config and stacked parameters, in float64. Raises ModelError."""
-    ensemble = ensemble_of(model)
+def _potential(model: Model | Sequence[Model], low_level: Model | Sequence[Model] | None) -> PyKinMLCalculator:
+    """In float64, the low level too. Raises ModelError."""
+    ensemble = _in_float64(model)
     config = ensemble.model_config
-    if config.baseline is not None:
+    if low_level is None and config.baseline is not None:
         raise ModelError(
             f"vibrations need a model of an energy, got one of level {config.fidelities[-1]} less level "
-            f"{config.baseline}; ase.vibrations.Vibrations takes PyKinMLCalculator(model, low_level=...)"
+            f"{config.baseline}; give a model of level {config.baseline} as low_level, or PyKinMLCalculator(model, "
+            "low_level=...) to ase.vibrations.Vibrations"
         )
-    members: Params = tree_map(lambda leaf: leaf.detach().double(), ensemble.members)
-    return config, members
+    if low_level is None:
+        return PyKinMLCalculator(ensemble)
+    low = PyKinMLCalculator(_in_float64(low_level))
+    potential, theirs = PyKinMLCalculator(ensemble, low_level=low), low.model_config
+    if theirs.baseline is not None or theirs.fidelities[-1] != config.baseline:
+        kind = "a difference of levels" if theirs.baseline is not None else f"level {theirs.fidelities[-1]}"
+        raise ModelError(f"low_level must be a model of level {config.baseline}, got one of {kind}; give that level's")
+    return potential
+
+
+def _in_float64(model: Model | Sequence[Model]) -> Ensemble:
+    ensemble = ensemble_of(model)
+    return ensemble._replace(members=tree_map(lambda leaf: leaf.detach().double(), ensemble.members))
+
+
+def _hessians(potential: PyKinMLCalculator, atoms: Atoms) -> np.ndarray:
+    """(E,n,3,n,3) eV/Å² of each member, with that of the low level."""
+    config, device = potential.model_config, potential.members.self_energies.device
+    species = torch.from_numpy(checked_species(config.aev.elements, atoms)).to(device)
+    positions = torch.from_numpy(atoms.positions).to(device)
+    found: np.ndarray = member_hessians(config, potential.members, species, positions).cpu().numpy()
+    low = potential.low_level
+    return found + _hessians(low, atoms).mean(axis=0) if isinstance(low, PyKinMLCalculator) else found
 
 
 def _check_free(atoms: Atoms) -> None:
@@ -135,11 +173,11 @@ def _check_free(atoms: Atoms) -> None:
         )
 
 
-def _relax(atoms: Atoms, config: ModelConfig, members: Params, fmax: float) -> int:
-    """Move `atoms` downhill on the mean of the members. Returns the steps. Raises DataError."""
+def _relax(atoms: Atoms, potential: PyKinMLCalculator, fmax: float) -> int:
+    """Move `atoms` downhill. Returns the steps. Raises DataError."""
     from ase.optimize import BFGS  # loads other optimizers and formats too
 
-    atoms.calc = PyKinMLCalculator(Ensemble(config, members))
+    atoms.calc = potential
     optimizer = BFGS(atoms, logfile=None)
     converged = optimizer.run(fmax=fmax, steps=_MOST_STEPS)
     largest = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
@@ -174,3 +212,15 @@ def _normal_modes(hessian: np.ndarray, atoms: Atoms, directions: np.ndarray) -> 
     squares, vectors = np.linalg.eigh(directions.T @ weighted @ directions)
     modes = (directions @ vectors / roots[:, None]).T.reshape(-1, len(atoms), 3)
     return np.sign(squares) * np.sqrt(np.abs(squares)) * _WAVENUMBER, modes
+
+
+def _by_mode(modes: np.ndarray, atoms: Atoms, wavenumbers: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """A member's wavenumbers (V,) in the order of the mean's modes, each that of the member's most alike.
+
+    modes, own: (V,n,3) amu^-1/2, of the mean and of the member, which are matched one to one by their squared overlaps.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    overlaps = np.einsum("vna,n,wna->vw", modes, atoms.get_masses(), own)
+    matched: np.ndarray = wavenumbers[linear_sum_assignment(overlaps**2, maximize=True)[1]]
+    return matched

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pykinml_func.inference.evaluation import Beyond, CalibrationTable, Errors, Evaluation
+from pykinml_func.report.tables import print_whole
 
 _GAUSSIAN = 0.683, 0.954
 """Shares of a Gaussian within one and two standard deviations."""
@@ -48,17 +49,18 @@ def print_evaluation(found: Evaluation, model: Path, data: Sequence[Path]) -> No
     if found.baseline is not None:
         say(f"errors are of the difference to level {found.baseline}")
     say()
-    console.print(_errors_table("level", [(str(each.level), each.energy, each.force) for each in found.levels]))
+    rows = [(str(each.level), each.energy, each.force) for each in found.levels]
+    print_whole(console, _errors_table("level", rows))
     for kind, table in (("energy", found.energy_calibration), ("force", found.force_calibration)):
         if table is not None:
             say()
             for line in _calibration_facts(kind, table, found.n_members):
                 say(line)
-            console.print(_calibration_table(kind, table))
+            print_whole(console, _calibration_table(kind, table))
     if found.beyond is not None:
         say()
         say(f"beyond the training data (extrapolation above 1): {found.beyond.number} of {found.n_structures}")
-        console.print(_errors_table("which", _beyond_rows(found.beyond)))
+        print_whole(console, _errors_table("which", _beyond_rows(found.beyond)))
 
 
 def _errors_table(heading: str, rows: Sequence[tuple[str, Errors, Errors | None]]) -> Table:
@@ -88,7 +90,9 @@ def _beyond_rows(beyond: Beyond) -> list[tuple[str, Errors, Errors | None]]:
 
 def _calibration_facts(kind: str, table: CalibrationTable, n_members: int) -> Iterator[str]:
     what = "energies" if kind == "energy" else "force components"
-    yield f"standard deviations of {table.number} {what}: errors are {table.scale:.2f} times as large as they say"
+    how = "calibrated" if table.calibrated else "not calibrated"
+    yield f"standard deviations of {table.number} {what}, {how}:"
+    yield f"errors are {table.scale:.2f} times as large as they say"
     for k, name in enumerate(("one", "two")):
         yield (
             f"within {name}: {table.within[k]:.1%} (Gaussian {_GAUSSIAN[k]:.1%}; from {n_members} members "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pykinml_func.inference.checks import structure_label
-from pykinml_func.inference.thermochemistry import Conditions, EnsembleThermochemistry
-from pykinml_func.inference.vibrations import AT_REST, Vibrations
+from pykinml_func.inference.thermochemistry import Conditions, EnsembleThermochemistry, why_not
+from pykinml_func.inference.vibrations import AT_REST, ZERO, Vibrations
 from pykinml_func.units import KCAL_PER_MOL
 
 _KINDS = ("minimum", "transition state")
-"""What a stationary point of none and of one imaginary mode is."""
+"""What a stationary point of none and of one imaginary mode is, where no vibration is of zero."""
 
 
 def print_frequencies(
@@ -24,7 +25,7 @@ def print_frequencies(
     """Wavenumbers (cm^-1), zero-point energy, enthalpy and Gibbs energy (eV, and kcal/mol from the electronic energy),
     with their spread where there are several members, and where the modes were written.
 
-    gas: None where there are too many imaginary modes for it.
+    gas: None where something keeps the structure from it (see `why_not`).
     """
     console = Console()
     for line in _facts(found):
@@ -40,12 +41,14 @@ def print_frequencies(
 
 
 def _facts(found: Vibrations) -> Iterator[str]:
-    kind = _KINDS[found.n_imaginary] if found.n_imaginary < 2 else f"saddle point of order {found.n_imaginary}"
-    kind = kind if found.largest_force <= AT_REST else "no stationary point"
     members = "" if len(found.energies) == 1 else f", mean of {len(found.energies)} members"
-    yield f"{structure_label(found.atoms)}: {found.geometry}, {kind}{members}"
+    yield f"{structure_label(found.atoms)}: {found.geometry}, {_kind(found)}{members}"
     relaxed = "" if found.steps is None else f", after {found.steps} steps"
     yield f"largest force {found.largest_force:.2g} eV/Å{relaxed}"
+    if found.extrapolation > 1:
+        yield f"! beyond the training data: extrapolation {found.extrapolation:.2f}, above 1"
+    elif not math.isnan(found.extrapolation):
+        yield f"not beyond the training data: extrapolation {found.extrapolation:.2f}"
     if found.largest_force > AT_REST:
         yield (
             f"warning: at a stationary point no force is above {AT_REST:g} eV/Å, wavenumbers elsewhere mean little; "
@@ -57,14 +60,22 @@ def _facts(found: Vibrations) -> Iterator[str]:
     yield f"translations and rotations, left out below: at most {whole:.2g} cm^-1"
 
 
+def _kind(found: Vibrations) -> str:
+    if found.largest_force > AT_REST:
+        return "no stationary point"
+    if found.n_zero:
+        return "not one molecule"
+    return _KINDS[found.n_imaginary] if found.n_imaginary < 2 else f"saddle point of order {found.n_imaginary}"
+
+
 def _gas_facts(found: Vibrations, gas: EnsembleThermochemistry | None, conditions: Conditions) -> Iterator[str]:
     if gas is None:
-        yield "no zero-point, enthalpy and Gibbs energy: more than one mode is imaginary"
+        yield f"no zero-point, enthalpy and Gibbs energy: thermochemistry {why_not(found)}"
         return
     temperature, pressure, symmetry, spin = conditions
     yield f"ideal gas at {temperature:g} K and {pressure:g} Pa, symmetry number {symmetry}, spin {spin:g}"
     if len(found.energies) > 1 and not gas.members:
-        yield "no spread: not all members have the same number of imaginary modes here"
+        yield "no spread: not all members have the same number of imaginary modes here, and no vibration of zero"
 
 
 def _wavenumbers_table(found: Vibrations) -> Table:
@@ -74,7 +85,7 @@ def _wavenumbers_table(found: Vibrations) -> Table:
         column.justify = "right"
     spreads = found.member_wavenumbers.std(axis=0, ddof=1) if several else found.wavenumbers
     for number, (wavenumber, spread) in enumerate(zip(found.wavenumbers, spreads, strict=True), start=1):
-        mark = "i" if wavenumber < 0 else " "
+        mark = "i" if wavenumber < -ZERO else " "
         table.add_row(str(number), f"{abs(wavenumber):.1f}{mark}", *([f"{spread:.1f}"] if several else []))
     return table
 

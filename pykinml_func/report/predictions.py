@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from ase import Atoms
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pykinml_func.inference.predictor import Prediction
+from pykinml_func.report.tables import print_whole, whole_width
 
 _MOST_ROWS = 40
 
@@ -35,21 +37,29 @@ def print_predictions(images: Sequence[Atoms], predictions: Sequence[Prediction]
         cells += [_extrapolation_cell(prediction)] if is_known else []
         rows.append([str(number), image.get_chemical_formula(), *cells])
     console = Console()
-    console.print(_table(["no.", "formula", *columns, *(["extra-\npolation"] if is_known else [])], rows))
+    headers = ["no.", "formula", *columns, *(["extra-\npolation"] if is_known else [])]
+    table = _table(headers, rows)
+    if whole_width(console, table) > console.width:
+        table = _table(_narrowed(headers, rows), rows)
+    print_whole(console, table)
     for line in _lines(predictions, is_known, output):
         console.print(line, soft_wrap=True)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Numbers stay whole where the terminal is narrow."""
     table = Table()
-    for place, (header, cells) in enumerate(zip(headers, zip(*rows, strict=True), strict=True)):
-        width = max(map(len, cells))
-        whole = len(header) <= width  # rich narrows the widest columns that may be wrapped
-        table.add_column(header, justify="right" if place > 1 else "left", min_width=width, no_wrap=whole)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="right" if place > 1 else "left")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _narrowed(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Headers in lines as long as the cells below them, or as their longest word."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    pairs = zip(headers, widths, strict=True)
+    return [header if "\n" in header else fill(header, width, break_long_words=False) for header, width in pairs]
 
 
 def _lines(predictions: Sequence[Prediction], is_known: bool, output: Path | None) -> Iterator[str]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -103,15 +102,15 @@ def join_ensembles(ensembles: Sequence[Ensemble], names: Sequence[str]) -> Ensem
 
 def _check_distinct(ensembles: Sequence[Ensemble], names: Sequence[str]) -> None:
     """Raises ModelError for members that are the same: the spread would be too small."""
-    weights = torch.cat([each.members.networks[0].weights[0].flatten(1).cpu() for each in ensembles])
-    owners = np.repeat(np.arange(len(ensembles)), [each.n_members for each in ensembles])
     known: dict[bytes, int] = {}
-    for owner, own in zip(owners, weights.numpy(), strict=True):
-        same = known.setdefault(own.tobytes(), owner)
-        if same != owner:
-            raise ModelError(
-                f"members of one ensemble must differ, and one of {names[owner]} is one of {names[same]}; leave it out"
-            )
+    for place, (name, ensemble) in enumerate(zip(names, ensembles, strict=True)):
+        numbers = torch.cat([leaf.flatten(1) for leaf in tree_leaves(ensemble.members)], dim=1)
+        for own in numbers.cpu().numpy():
+            same = known.setdefault(own.tobytes(), place)
+            if same != place:
+                raise ModelError(
+                    f"members of one ensemble must differ, and one of {name} is one of {names[same]}; leave it out"
+                )
 
 
 def split_ensemble(ensemble: Ensemble) -> list[Ensemble]:

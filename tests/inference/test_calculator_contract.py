@@ -22,7 +22,8 @@ from pykinml_func.config import ModelConfig
 from pykinml_func.errors import ConfigError, ModelError
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.molecule import Molecule
-from pykinml_func.types import Params
+from pykinml_func.potential.ensemble import stack_members
+from pykinml_func.types import Ensemble, Params
 
 Model = tuple[ModelConfig, Params]
 
@@ -48,7 +49,7 @@ def atoms(model: Model) -> Atoms:
     bent.positions += np.random.default_rng(3).normal(0, 0.05, (9, 3))
     config, params = model
     other = params._replace(self_energies=params.self_energies + 0.1)
-    bent.calc = PyKinMLCalculator([model, (config, other)])
+    bent.calc = PyKinMLCalculator(Ensemble(config, stack_members([params, other])))
     return bent
 
 
@@ -149,7 +150,8 @@ def test_what_is_given_out_can_be_written_over(atoms: Atoms):
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_results_share_no_memory(model: Model, members: int):
-    calculator = PyKinMLCalculator([model] * members)
+    config, params = model
+    calculator = PyKinMLCalculator(Ensemble(config, stack_members([params] * members)))
     calculator.calculate(molecule("CH4"))
     arrays = [value for value in calculator.results.values() if isinstance(value, np.ndarray)]
     shared = [(i, j) for i, one in enumerate(arrays) for j in range(i) if np.shares_memory(one, arrays[j])]

@@ -119,18 +119,22 @@ def test_what_is_not_known_is_left_out(model: Model, domain: Domain):
 
 
 def test_several_files_keep_the_domain_that_they_share(ensemble: Ensemble, model: Model, tmp_path: Path):
-    save_ensemble(tmp_path / "a.safetensors", ensemble)
     assert ensemble.domain is not None
+    drawn = [init_params(model[0], torch.Generator().manual_seed(seed)).networks for seed in (7, 8)]
+    others = stack_members([model[1]._replace(networks=networks) for networks in drawn])
+    save_ensemble(tmp_path / "a.safetensors", ensemble)
+    save_ensemble(tmp_path / "b.safetensors", ensemble._replace(members=others))
     atoms = molecule("CH3CH2OH")
     distance = distance_of(model, ensemble.domain, atoms)
-    one, two = PyKinMLCalculator([tmp_path / "a.safetensors"]), PyKinMLCalculator([tmp_path / "a.safetensors"] * 2)
+    one = PyKinMLCalculator([tmp_path / "a.safetensors"])
+    two = PyKinMLCalculator([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
     for calculator in (one, two):
         calculator.calculate(atoms)
     assert one.results["extrapolation"] > distance
     assert two.results["extrapolation"] == pytest.approx(distance, rel=1e-4)
     spread = two.results["all_energies"].std(ddof=1)
     assert two.results["energy_std"] == pytest.approx(spread)  # the calibration of one is not that of both
-    elsewhere = ensemble._replace(domain=ensemble.domain._replace(farthest=2 * ensemble.domain.farthest))
+    elsewhere = Ensemble(model[0], others, domain=ensemble.domain._replace(farthest=2 * ensemble.domain.farthest))
     with pytest.raises(ConfigError, match="neither a domain nor the calibration of an ensemble"):
         PyKinMLCalculator([ensemble, elsewhere], on_extrapolation="stop")
 
@@ -155,6 +159,17 @@ def test_warns_or_stops_above_the_limit(ensemble: Ensemble):
             atoms.get_potential_energy()
     atoms.calc.set(extrapolation_limit=1.1 * number)
     assert atoms.get_potential_energy() == energy
+
+
+def test_the_limit_itself_is_within(ensemble: Ensemble):
+    atoms, calculator = molecule("CH3OH"), PyKinMLCalculator(ensemble)
+    calculator.calculate(atoms)
+    number = calculator.results["extrapolation"]
+    calculator.set(on_extrapolation="stop", extrapolation_limit=number)
+    calculator.calculate(atoms)
+    calculator.set(extrapolation_limit=np.nextafter(number, 0))
+    with pytest.raises(ExtrapolationError):
+        calculator.calculate(atoms)
 
 
 def test_agrees_with_the_predictor(ensemble: Ensemble, molecules: list[Atoms]):
@@ -186,8 +201,9 @@ def test_the_low_level_changes_nothing(delta_model: Model, domain: Domain, low_l
 
 
 def test_settings_that_cannot_be_are_refused(model: Model, ensemble: Ensemble):
+    others = [Ensemble(ensemble.model_config, ensemble.members)]
     for action in ("warn", "stop"):
-        for knows_nothing in (model, [model] * 2, Ensemble(ensemble.model_config, ensemble.members)):
+        for knows_nothing in (model, [model, *others], Ensemble(ensemble.model_config, ensemble.members)):
             with pytest.raises(ConfigError, match=f"on_extrapolation = {action} needs a model that knows"):
                 PyKinMLCalculator(knows_nothing, on_extrapolation=action)
     with pytest.raises(ConfigError, match="on_extrapolation must be one of ignore, warn, stop, got halt"):

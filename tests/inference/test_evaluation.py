@@ -24,7 +24,8 @@ from pykinml_func.inference.evaluation import (
 )
 from pykinml_func.inference.predictor import Prediction, Predictor
 from pykinml_func.potential.energy import init_params
-from pykinml_func.types import Structures
+from pykinml_func.potential.ensemble import stack_members
+from pykinml_func.types import Calibration, Ensemble, Structures
 
 KCAL = 23.060548
 N = 40
@@ -149,7 +150,9 @@ def test_an_ensemble_is_calibrated_at_the_highest_level(labels: Structures):
 def test_errors_beyond_the_data_stand_beside_those_of_the_others(labels: Structures):
     energies, forces = drawn(labels)
     far = np.arange(N) % 10 == 3
-    predictions = predicted(labels, energies, forces, distance=np.where(far, 1.5, 0.5).tolist())
+    predictions = predicted(
+        labels, energies, forces, distance=np.where(far, 1.5, 1.0).tolist()
+    )  # 1 is the farthest there
     found = compared(labels, predictions).beyond
     assert found is not None and found.number == 4
     assert list(found.energy[1:]) == pytest.approx(figures(energies[far, 1]), rel=1e-6)
@@ -192,6 +195,21 @@ def test_labels_are_those_of_the_model_s_levels(labels: Structures, database: Pa
     np.testing.assert_allclose(delta.energies[:, 0], (whole.energies[:, 1] - whole.energies[:, 0])[2:], rtol=1e-14)
     np.testing.assert_allclose(delta.forces[:, 0], (whole.forces[:, 1] - whole.forces[:, 0])[10:], rtol=1e-12)
     assert read_labels(config_of(fidelities=(0, 7)), [database]).n_structures == N // 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"), [(None, (False, False)), ((2.0, np.nan), (True, False)), ((2.0, 0.5), (True, True))]
+)
+def test_says_of_which_standard_deviations_the_model_holds_a_factor(
+    labels: Structures, factors: tuple[float, float] | None, expected: tuple[bool, bool]
+):
+    members = [init_params(config_of(), torch.Generator().manual_seed(seed)) for seed in range(2)]
+    calibration = None if factors is None else Calibration(*(torch.tensor([each]) for each in (*factors, 0.1)))
+    known = Ensemble(config_of(), stack_members(members), calibration)
+    high = labels._replace(energies=labels.energies[:, 1:], forces=labels.forces[:, 1:], levels=np.array([1]))
+    found = evaluate(Predictor(known), high)
+    assert found.energy_calibration is not None and found.force_calibration is not None
+    assert (found.energy_calibration.calibrated, found.force_calibration.calibrated) == expected
 
 
 def test_split_files_leave_the_test_structures(labels: Structures, database: Path, tmp_path: Path):

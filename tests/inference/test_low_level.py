@@ -16,7 +16,7 @@ from ase.constraints import FixAtoms
 
 from pykinml_func.config import ModelConfig
 from pykinml_func.data.formats.database import write_database
-from pykinml_func.errors import DataError, ModelError
+from pykinml_func.errors import ConfigError, DataError, ModelError
 from pykinml_func.inference.calculator import PyKinMLCalculator
 from pykinml_func.inference.low_level import read_low_level
 from pykinml_func.inference.predictor import Prediction, Predictor
@@ -115,6 +115,23 @@ def test_a_model_of_a_level_takes_none(request: pytest.FixtureRequest, low_level
             Predictor(*model).predict([molecule("H2O")], low_level=source)
     with pytest.raises(ModelError, match=message):
         PyKinMLCalculator(model, low_level=low_level)
+
+
+def test_what_is_no_calculator_is_refused(delta_model: Model):
+    message = r"must be an ASE calculator, got {}; give PyKinMLCalculator\(FILE\) for a model file"
+    for wrong in ("low.safetensors", "attached", 0):
+        with pytest.raises(ConfigError, match=message.format(repr(wrong))):
+            PyKinMLCalculator(delta_model, low_level=wrong)
+    with pytest.raises(ConfigError, match=message.format("'low.safetensors'")):
+        Predictor(*delta_model).predict([molecule("H2O")], low_level="low.safetensors")
+
+
+def test_the_low_level_of_a_calculator_is_there_to_be_read(delta_model: Model, low_level: LennardJones):
+    """Results of before would stay if it could be changed."""
+    calculator = PyKinMLCalculator(delta_model, low_level=low_level)
+    assert calculator.low_level is low_level
+    with pytest.raises(AttributeError, match="low_level"):
+        calculator.low_level = LennardJones()
 
 
 def moved(water: Atoms) -> None:

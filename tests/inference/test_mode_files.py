@@ -7,6 +7,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.units import Bohr
 from ase.vibrations import VibrationsData
 from bound_models import bound_model, minimum, upside_down
@@ -76,6 +77,17 @@ def test_molden_is_in_bohr_with_imaginary_modes_negative(tmp_path: Path):
     assert lines[places["[FR-NORM-COORD]"] + 1] == "vibration 1"
     rows = [line.split() for line in lines[places["[FR-NORM-COORD]"] + 2 :]]
     np.testing.assert_allclose(np.array(rows, float), directions(found)[0], atol=1e-7)
+
+
+def test_an_atom_has_no_modes_to_write(tmp_path: Path):
+    """But a Hessian."""
+    alone = vibrations(bound_model(), Atoms("O"))
+    for suffix in (".xyz", ".extxyz", ".molden"):
+        with pytest.raises(DataError, match=r"\(O\) has no modes to write to .*; leave the output out"):
+            write_modes(tmp_path / f"modes{suffix}", alone)
+    assert not list(tmp_path.iterdir())
+    write_modes(tmp_path / "modes.json", alone)
+    np.testing.assert_array_equal(VibrationsData.read(tmp_path / "modes.json").get_hessian(), alone.hessians[0])
 
 
 def test_says_what_is_wrong(found: Vibrations, tmp_path: Path):

@@ -137,14 +137,22 @@ def test_two_levels_give_the_higher(checkpoint: Callable[..., Path], methane: At
         assert surrogate.get_potential_energy(methane) == expected.get_potential_energy(methane)
 
 
-def test_results_are_tensors_where_that_is_asked_for(file: Path, methane: Atoms):
-    plain, tensors = Nn_surr([file, file]), Nn_surr([file, file], tnsr=True)
+def test_results_are_tensors_where_that_is_asked_for(checkpoint: Callable[..., Path], methane: Atoms):
+    paths = [checkpoint(f"{seed}.pt", seed=seed) for seed in range(2)]
+    plain, tensors = Nn_surr(paths, **SIZES), Nn_surr(paths, tnsr=True, **SIZES)
     for surrogate in (plain, tensors):
         surrogate.calculate(methane)
     assert tensors.results.keys() == plain.results.keys()
     for name, value in tensors.results.items():
         assert isinstance(value, torch.Tensor)
         np.testing.assert_array_equal(value.detach().numpy(), plain.results[name])
+
+
+def test_calculate_takes_what_pykinml_s_takes(file: Path, methane: Atoms):
+    surrogate = Nn_surr(file)
+    for arguments, named in (((), {"args": None}), ((["energy"], ["positions"], None), {})):
+        surrogate.calculate(methane, *arguments, **named)
+        assert surrogate.results["energy"] == PyKinMLCalculator(surrogate._ensemble).get_potential_energy(methane)
 
 
 def test_ase_can_use_it(file: Path, methane: Atoms):

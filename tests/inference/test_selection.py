@@ -57,10 +57,16 @@ def test_next_is_the_farthest_of_the_largest_cluster() -> None:
     assert found.tolist() == plain_clusters(features, weights, 15)
 
 
-def test_structures_in_one_place_come_last_the_most_unsure_first() -> None:
-    features = torch.tensor([[0.0], [0.0], [1.0], [0.0], [3.0]])
+def test_of_structures_in_one_place_the_most_unsure_alone_is_chosen() -> None:
+    features = torch.tensor([[0.0], [1e-4], [1.0], [0.0], [3.0]])
     weights = torch.tensor([1.0, 2.0, 1.0, 5.0, 1.0], dtype=torch.float64)
-    assert largest_clusters(features, weights, 5).tolist() == [3, 4, 2, 1, 0]
+    assert largest_clusters(features, weights, 5).tolist() == [3, 4, 2]
+
+
+def test_structures_of_which_members_agree_come_last() -> None:
+    features = torch.tensor([[0.0], [9.0], [1.0], [1.1]])
+    weights = torch.tensor([0.0, 0.0, 1e-6, 1e-6], dtype=torch.float64)
+    assert largest_clusters(features, weights, 4).tolist() == [2, 3, 1, 0]
 
 
 def test_members_that_agree_everywhere_still_give_a_choice() -> None:
@@ -98,6 +104,12 @@ def test_a_copy_is_not_chosen_however_unsure_the_members_are(ensemble: Ensemble,
         copies.append(copy)
     found = select(ensemble, pool + copies, 20)
     assert sum(place >= len(pool) or pool[place] is unsure for place in found) == 1
+
+
+def test_atoms_that_are_all_alike_are_told_by_their_elements(ensemble: Ensemble) -> None:
+    """Each is the mean of its element, so that both molecules have the same features but for their composition."""
+    images = [molecule(name) for name in ("H2", "O2", "H2")]
+    assert sorted(select(ensemble, images, 3).tolist()) == [0, 1]
 
 
 def test_of_equally_unsure_structures_every_kind_is_met(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.constants as si
+from ase import Atoms
+from ase.build import molecule
 from ase.units import invcm, kB
 from bound_models import bound_model, minimum, upside_down
 
@@ -52,6 +54,14 @@ def test_gibbs_energy_is_that_of_the_partition_functions(
     assert gas.gibbs_energy == pytest.approx(gas.enthalpy - conditions.temperature * gas.entropy, abs=1e-10)
 
 
+@pytest.mark.parametrize("name", ["H2CO", "C2H2", "CO", "O"])
+@pytest.mark.parametrize("value", [1e-30, 1e12])
+def test_conditions_at_the_bounds_lose_nothing(found: dict[str, Vibrations], name: str, value: float):
+    """Warnings are errors."""
+    for conditions in (Conditions(temperature=value), Conditions(pressure=value)):
+        assert np.isfinite(thermochemistry(found[name], conditions).of_mean).all()
+
+
 def test_zero_point_energy_is_half_a_quantum_a_mode(found: dict[str, Vibrations]):
     gas = thermochemistry(found["H2CO"]).of_mean
     assert gas.zero_point_energy == pytest.approx(found["H2CO"].wavenumbers.sum() * invcm / 2, abs=1e-12)
@@ -84,8 +94,17 @@ def test_a_transition_state_has_one_vibration_less():
     assert gas.zero_point_energy == 0
     assert gas.gibbs_energy == pytest.approx(gibbs_energy(falling, CONDITIONS), abs=TOLERANCE * 500)
     several = vibrations(upside_down(bound_model()), minimum("H2CO"))
-    with pytest.raises(DataError, match=r"\(CH2O\) must be a minimum or a transition state, .* got 6; relax it"):
+    with pytest.raises(DataError, match=r"\(CH2O\) needs a minimum or a transition state, .* got 6; relax it"):
         thermochemistry(several)
+
+
+def test_fragments_that_are_apart_are_no_one_molecule():
+    """Their Gibbs energy would follow from the rounding of a wavenumber."""
+    apart = molecule("H2O") + Atoms("H", [(15, 0, 0)])
+    with pytest.raises(DataError, match=r"\(H3O\) needs one molecule, got 3 of 6 vibrations .*; compute each alone"):
+        thermochemistry(vibrations(bound_model(), apart, relax=True))
+    with pytest.raises(DataError, match=r"\(H2\) needs one molecule, got 1 of 1 vibrations within 1 cm\^-1 of zero"):
+        thermochemistry(vibrations(bound_model(), Atoms("H2", [(0, 0, 0), (20, 0, 0)])))
 
 
 def test_spread_is_the_standard_deviation_of_the_members():
@@ -103,18 +122,20 @@ def test_spread_is_the_standard_deviation_of_the_members():
 
 def test_no_spread_of_members_that_disagree_on_what_it_is():
     """One of three falls where their mean holds."""
-    model = bound_model()
-    together = vibrations([model, model, upside_down(model)], minimum("CO"))
+    together = vibrations([bound_model(), bound_model(1), upside_down(bound_model(2))], minimum("CO"))
     assert together.n_imaginary == 0
     gas = thermochemistry(together)
     assert gas.members == () and gas.spread is None
+    still = together._replace(member_wavenumbers=np.array([[2000.0], [2000.0], [0.5]]))
+    assert thermochemistry(still).members == ()
     assert gas.of_mean.zero_point_energy == pytest.approx(together.wavenumbers.sum() * invcm / 2, abs=1e-12)
 
 
 WRONG = {
-    "no temperature": (Conditions(temperature=0.0), "temperature must be above 0 K, got 0"),
-    "endless": (Conditions(temperature=float("inf")), "temperature must be above 0 K, got inf"),
-    "vacuum": (Conditions(pressure=-1.0), "pressure must be above 0 Pa, got -1"),
+    "no temperature": (Conditions(temperature=0.0), "temperature must be between 1e-30 and 1e.12 K, got 0"),
+    "endless": (Conditions(temperature=float("inf")), "temperature must be between 1e-30 and 1e.12 K, got inf"),
+    "below vacuum": (Conditions(pressure=-1.0), "pressure must be between 1e-30 and 1e.12 Pa, got -1"),
+    "vacuum": (Conditions(pressure=1e-320), "pressure must be between 1e-30 and 1e.12 Pa, got 9.99989e-321"),
     "no symmetry": (Conditions(symmetry=0), "symmetry must be a symmetry number of 1 or more, got 0"),
     "a third": (Conditions(spin=0.3), "spin must be half the number of unpaired electrons"),
     "below none": (Conditions(spin=-0.5), "spin must be half the number of unpaired electrons"),

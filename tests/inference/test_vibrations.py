@@ -10,9 +10,9 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.constraints import FixAtoms
-from ase.units import _amu, _c, _e
+from ase.units import _amu, _c, _e, _hbar, invcm, m
 from ase.vibrations import Vibrations as DisplacedVibrations
-from bound_models import bound_model, minimum, upside_down
+from bound_models import bound_model, minimum, spread_known, upside_down
 from torch.utils._pytree import tree_map
 
 from pykinml_func.errors import ConfigError, DataError, ModelError
@@ -141,6 +141,72 @@ def test_imaginary_wavenumbers_are_negative_and_come_first():
     assert every.n_imaginary == 6 and (np.diff(every.wavenumbers) > 0).all()
 
 
+def apart(name: str, distance: float) -> Atoms:
+    """A hydrogen atom `distance` Å from a molecule."""
+    return molecule(name) + Atoms("H", [(distance, 0, 0)])
+
+
+def test_fragments_that_are_apart_have_vibrations_of_zero_on_either_side_of_it():
+    """Rounding makes no transition state of them: three of H2O and H, one of two atoms; of one molecule, none."""
+    found = vibrations(bound_model(), apart("H2O", 15.0), relax=True)
+    assert found.largest_force < 1e-6
+    assert (found.n_imaginary, found.n_zero) == (0, 3)
+    np.testing.assert_allclose(
+        np.sort(found.wavenumbers)[3:], vibrations(bound_model(), minimum("H2O")).wavenumbers, rtol=0, atol=0.01
+    )
+    pair = vibrations(bound_model(), Atoms("H2", [(0, 0, 0), (20, 0, 0)]))
+    assert (pair.n_imaginary, pair.n_zero) == (0, 1)
+    assert found._replace(wavenumbers=np.array([-1.1, -0.9, 0.9, 1.1])).n_imaginary == 1
+    assert found._replace(wavenumbers=np.array([-1.1, -0.9, 0.9, 1.1])).n_zero == 2
+    assert vibrations(bound_model(), minimum("H2O")).n_zero == 0
+
+
+def test_says_how_far_beyond_the_training_data_it_is():
+    """The number of the calculator where the Hessian is taken, not where relaxation began."""
+    ensemble, start = spread_known(0.3), molecule("H2CO")
+    relaxed = vibrations(ensemble, start, relax=True)
+    of_start, of_end = (PyKinMLCalculator(ensemble), PyKinMLCalculator(ensemble))
+    of_start.calculate(start)
+    of_end.calculate(relaxed.atoms)
+    assert vibrations(ensemble, start).extrapolation == pytest.approx(of_start.results["extrapolation"], rel=1e-6)
+    assert relaxed.extrapolation == pytest.approx(of_end.results["extrapolation"], rel=1e-6)
+    assert relaxed.extrapolation != pytest.approx(of_start.results["extrapolation"], rel=1e-3)
+    assert np.isnan(vibrations(bound_model(), start).extrapolation)
+
+
+def test_a_low_level_is_part_of_energies_forces_and_hessians():
+    """Of each member, and where it is in single precision."""
+    config, low = bound_model(fidelities=(0,))
+    low = Params(tree_map(lambda leaf: leaf.float(), low.networks), low.self_energies)
+    double = Params(tree_map(torch.Tensor.double, low.networks), low.self_energies)
+    models = [bound_model(variant, baseline=0) for variant in range(2)]
+    found = vibrations(models, molecule("H2CO"), relax=True, low_level=(config, low))
+    calculator = PyKinMLCalculator(models, low_level=PyKinMLCalculator((config, double)))
+    calculator.calculate(found.atoms)
+    np.testing.assert_allclose(found.energies, calculator.results["all_energies"], rtol=0, atol=1e-9)
+    assert np.linalg.norm(calculator.results["forces"], axis=1).max() == pytest.approx(found.largest_force, abs=1e-9)
+    assert found.largest_force < 1e-6
+    exact = calculator.get_hessian(found.atoms).reshape(found.hessians[0].shape)
+    np.testing.assert_allclose(found.data.get_hessian(), exact, rtol=0, atol=1e-10)
+    for model, hessian in zip(models, found.hessians, strict=True):
+        alone = vibrations(model, found.atoms, low_level=(config, low)).hessians
+        np.testing.assert_allclose(hessian, alone[0], rtol=0, atol=1e-10)
+
+
+def test_members_whose_modes_cross_are_compared_mode_by_mode(monkeypatch: pytest.MonkeyPatch):
+    """Springs along the modes of H2CO: two modes change places from one member to the other."""
+    base = vibrations(bound_model(), minimum("H2CO"))
+    expected = np.array([[900.0, 1200, 1300, 1600, 2800, 2900], [910.0, 1350, 1210, 1580, 2930, 2850]])
+    stiffness = (expected * invcm / (_hbar * m / np.sqrt(_e * _amu))) ** 2  # eV/Å²/amu
+    bends = base.modes * base.atoms.get_masses()[:, None]
+    made = np.einsum("ev,vna,vmb->enamb", stiffness, bends, bends)
+    monkeypatch.setattr(module, "member_hessians", lambda *_: torch.from_numpy(made))
+    found = vibrations([bound_model(variant) for variant in range(2)], base.atoms)
+    order = stiffness.mean(axis=0).argsort()
+    np.testing.assert_allclose(found.wavenumbers, np.sqrt((expected**2).mean(axis=0))[order], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found.member_wavenumbers, expected[:, order], rtol=0, atol=1e-3)
+
+
 def test_members_are_asked_where_their_mean_leads():
     models = [bound_model(variant) for variant in range(3)]
     found = vibrations(models, molecule("H2CO"), relax=True)
@@ -213,6 +279,16 @@ def test_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch):
         vibrations(bound_model(), molecule("N2"))
     with pytest.raises(ModelError, match="vibrations need a model of an energy, got one of level 1 less level 0"):
         vibrations(bound_model(baseline=0), molecule("H2O"))
+    for low_level, got in (
+        (bound_model(), "level 1"),
+        (bound_model(fidelities=(0,), baseline=5), "a difference of levels"),
+    ):
+        with pytest.raises(
+            ModelError, match=f"low_level must be a model of level 0, got one of {got}; give that level's"
+        ):
+            vibrations(bound_model(baseline=0), molecule("H2O"), low_level=low_level)
+    with pytest.raises(ModelError, match="low_level needs a model of delta learning, got one of level 1 itself"):
+        vibrations(bound_model(), molecule("H2O"), low_level=bound_model(fidelities=(0,)))
     with pytest.raises(ConfigError, match="fmax must be above 0 eV/Å, got 0"):
         vibrations(bound_model(), molecule("H2O"), relax=True, fmax=0)
     monkeypatch.setattr(module, "_MOST_STEPS", 2)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.units import kcal, mol
-from bound_models import bound_model, minimum, upside_down
+from bound_models import bound_model, minimum, spread_known, upside_down
 
-from pykinml_func.inference.thermochemistry import Conditions, thermochemistry
+from pykinml_func.inference.thermochemistry import Conditions, thermochemistry, why_not
 from pykinml_func.inference.vibrations import Vibrations, vibrations
 from pykinml_func.report.frequencies import print_frequencies
 
@@ -30,7 +30,7 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COLUMNS", "200")
 
     def show(found: Vibrations, conditions: Conditions = STANDARD, output: Path | None = None) -> Shown:
-        gas = thermochemistry(found, conditions) if found.n_imaginary < 2 else None
+        gas = None if why_not(found) else thermochemistry(found, conditions)
         print_frequencies(found, gas, conditions, output)
         lines = capsys.readouterr().out.splitlines()
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
@@ -86,8 +86,28 @@ def test_imaginary_modes_are_marked(shown: Show):
 def test_too_many_imaginary_modes_have_no_thermochemistry(shown: Show):
     text, modes, energies = shown(vibrations(upside_down(bound_model()), minimum("H2CO")))
     assert "saddle point of order 6" in text[0]
-    assert "no zero-point, enthalpy and Gibbs energy: more than one mode is imaginary" in text
+    assert "no zero-point, enthalpy and Gibbs energy: thermochemistry needs a minimum or a transition state" in text[3]
     assert len(modes) == 6 and not energies
+
+
+@pytest.mark.parametrize("wavenumber", [-0.4, 0.4])
+def test_fragments_that_are_apart_have_no_thermochemistry(shown: Show, wavenumber: float):
+    """Whichever side of zero their vibration is on."""
+    found = vibrations(bound_model(), Atoms("H2", [(0, 0, 0), (20, 0, 0)]), relax=True)
+    text, modes, energies = shown(found._replace(wavenumbers=np.array([wavenumber])))
+    assert text[0] == "the structure (H2): linear, not one molecule"
+    assert "no zero-point, enthalpy and Gibbs energy: thermochemistry needs one molecule, got 1 of 1" in text[3]
+    assert modes == [["1", "0.4"]] and not energies and len(text) == 4
+
+
+def test_says_whether_it_is_beyond_the_training_data(shown: Show):
+    found = vibrations(spread_known(0.3), minimum("H2CO"))
+    for number, said in (
+        (1.234, "! beyond the training data: extrapolation 1.23, above 1"),
+        (0.5, "not beyond the training data: extrapolation 0.50"),
+    ):
+        assert shown(found._replace(extrapolation=number))[0][2] == said
+    assert not any("beyond" in line for line in shown(found._replace(extrapolation=np.nan))[0])
 
 
 def test_a_structure_with_forces_is_warned_of(shown: Show):
@@ -99,10 +119,9 @@ def test_a_structure_with_forces_is_warned_of(shown: Show):
 
 
 def test_models_that_disagree_have_no_spread(shown: Show):
-    model = bound_model()
-    found = vibrations([model, model, upside_down(model)], minimum("CO"))
+    found = vibrations([bound_model(), bound_model(1), upside_down(bound_model(2))], minimum("CO"))
     text, _, energies = shown(found)
-    assert "no spread: not all members have the same number of imaginary modes here" in text
+    assert any(line.startswith("no spread: not all members have the same number of imaginary modes") for line in text)
     assert [cells[-1] for cells in energies.values()][1:] == ["", "", ""]
 
 
