@@ -37,6 +37,7 @@ from rich.table import Table
 from bench.checks import JsonFile
 from bench.fidelities import pool_size, read, write
 from bench.machine import write_report
+from bench.peers.problem import images
 from pykinml_func.config.build import build_config
 from pykinml_func.errors import PyKinMLError
 from pykinml_func.inference.predictor import Predictor
@@ -72,7 +73,7 @@ def run(seed: int, data: Path, labels: int, members: int, steps: int) -> list[di
     learn = partial(train, structures, seed=seed, members=members, steps=steps)
     ensemble = learn(start)
     rows = [{"way": START, "seed": seed, **errors(ensemble, structures, test)}]
-    for way, chosen in choices(ensemble, images_of(structures, pool), labels, seed).items():
+    for way, chosen in choices(ensemble, images(structures.take(pool)), labels, seed).items():
         found = errors(learn(np.concatenate([start, pool[chosen]])), structures, test)
         rows.append({"way": way, "seed": seed, **found})
     return rows
@@ -86,21 +87,13 @@ def divide(structures: Structures, labels: int, seed: int) -> tuple[np.ndarray, 
     return drawn[:_TEST], shuffled[:labels], shuffled[labels:]
 
 
-def choices(ensemble: Ensemble, images: Sequence[Atoms], number: int, seed: int) -> dict[str, np.ndarray]:
+def choices(ensemble: Ensemble, pool: Sequence[Atoms], number: int, seed: int) -> dict[str, np.ndarray]:
     """What each way chooses, as places in the pool."""
     return {
-        SELECTED: select(ensemble, images, number),
-        UNSURE: force_variances(ensemble, images).argsort(descending=True)[:number].numpy(),
-        RANDOM: np.random.default_rng([seed, number, 1]).permutation(len(images))[:number],
+        SELECTED: select(ensemble, pool, number),
+        UNSURE: force_variances(ensemble, pool).argsort(descending=True)[:number].numpy(),
+        RANDOM: np.random.default_rng([seed, number, 1]).permutation(len(pool))[:number],
     }
-
-
-def images_of(structures: Structures, index: np.ndarray) -> list[Atoms]:
-    """Geometries alone."""
-    taken = structures.take(index)
-    ends = taken.offsets[1:-1]
-    pairs = zip(np.split(taken.numbers, ends), np.split(taken.positions, ends), strict=True)
-    return [Atoms(numbers, positions) for numbers, positions in pairs]
 
 
 def train(structures: Structures, learn: np.ndarray, seed: int, members: int, steps: int) -> Ensemble:
@@ -135,7 +128,7 @@ def errors(ensemble: Ensemble, structures: Structures, test: np.ndarray) -> dict
     """`MEASURES` of the mean of the members."""
     labels = structures.take(test)
     column = int(np.flatnonzero(labels.levels == _LEVEL)[0])
-    found = Predictor(ensemble).predict(images_of(structures, test))
+    found = Predictor(ensemble).predict(images(labels))
     energies = np.array([prediction.energy for prediction in found]) - labels.energies[:, column]
     forces = np.concatenate(
         [prediction.level_forces[-1] for prediction in found if prediction.level_forces is not None]

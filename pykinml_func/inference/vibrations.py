@@ -108,12 +108,12 @@ def vibrations(
         raise ConfigError(f"fmax must be above 0 eV/Å, got {fmax:g}")
     potential = _potential(model, low_level)
     _check_free(atoms)
-    checked_species(potential.model_config.aev.elements, atoms)  # before the cell is left out
+    species = checked_species(potential.model_config.aev.elements, atoms)  # before the cell is left out
     still, steps = Atoms(atoms.numbers, atoms.positions, masses=atoms.get_masses(), info=atoms.info), None
     if relax:
         steps = _relax(still, potential, fmax)
     forces = potential.get_property("forces", still)
-    hessians = _hessians(potential, still)
+    hessians = _hessians(potential, species, still)
     geometry, whole, inner = _motions(still)
     wavenumbers, modes = _normal_modes(hessians.mean(axis=0), still, inner)
     return Vibrations(
@@ -156,14 +156,14 @@ def _in_float64(model: Model | Sequence[Model]) -> Ensemble:
     return ensemble._replace(members=tree_map(lambda leaf: leaf.detach().double(), ensemble.members))
 
 
-def _hessians(potential: PyKinMLCalculator, atoms: Atoms) -> np.ndarray:
-    """(E,n,3,n,3) eV/Å² of each member, with that of the low level."""
-    config, device = potential.model_config, potential.members.self_energies.device
-    species = torch.from_numpy(checked_species(config.aev.elements, atoms)).to(device)
-    positions = torch.from_numpy(atoms.positions).to(device)
-    found: np.ndarray = member_hessians(config, potential.members, species, positions).cpu().numpy()
-    low = potential.low_level
-    return found + _hessians(low, atoms).mean(axis=0) if isinstance(low, PyKinMLCalculator) else found
+def _hessians(potential: PyKinMLCalculator, species: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """(E,n,3,n,3) eV/Å² of each member, with that of the low level. species: (n,) indices into the elements."""
+    device = potential.members.self_energies.device
+    kinds, positions = (torch.from_numpy(each).to(device) for each in (species, atoms.positions))
+    found: np.ndarray = member_hessians(potential.model_config, potential.members, kinds, positions).cpu().numpy()
+    if isinstance(low := potential.low_level, PyKinMLCalculator):
+        found += low.get_hessian(atoms).reshape(found.shape[1:])
+    return found
 
 
 def _check_free(atoms: Atoms) -> None:

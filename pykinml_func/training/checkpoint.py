@@ -146,7 +146,7 @@ def load_checkpoint(path: Path, optimizer: Optimizer, optimizer_name: str, n_tas
     params = shapes_of(model_config, n_members)
     trainable = Trainable(shapes_of(model_config, 1).networks, torch.zeros(n_tasks))
     shapes = trainable.log_variances, optimizer.init(trainable)
-    weights, memory = of_members(shapes, n_members) if n_members > 1 else shapes
+    weights, memory = of_members(shapes, n_members)
     averaged = any(name.startswith("last.") for name in tensors)
     return Checkpoint(
         filled_in(path, params.networks, tensors, "last.") if averaged else (),

@@ -145,12 +145,13 @@ def members_of(metadata: Mapping[str, str]) -> int:
 def shapes_of(model_config: ModelConfig, n_members: int) -> Params:
     """Parameters of the shapes that a file of so many members holds."""
     params = init_params(model_config, torch.Generator())
-    return of_members(params, n_members) if n_members > 1 else params
+    shapes: Params = of_members(params, n_members)
+    return shapes
 
 
 def of_members(shapes: Any, n_members: int) -> Any:
-    """A tree of tensors as that of so many members, without memory for it."""
-    return tree_map(lambda leaf: leaf.expand(n_members, *leaf.shape), shapes)
+    """A tree of tensors as that of so many members, without memory for it; as it is for one."""
+    return shapes if n_members == 1 else tree_map(lambda leaf: leaf.expand(n_members, *leaf.shape), shapes)
 
 
 def _extras(model_config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Calibration, Domain]:

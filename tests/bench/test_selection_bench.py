@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from bench import selection
 from bench.fidelities import read
-from bench.selection import MEASURES, RANDOM, SELECTED, START, UNSURE, choices, divide, errors, images_of, means
+from bench.peers.problem import images
+from bench.selection import MEASURES, RANDOM, SELECTED, START, UNSURE, choices, divide, errors, means
 from pykinml_func.config import AEVConfig, ModelConfig
 from pykinml_func.inference.predictor import Predictor
 from pykinml_func.potential.energy import init_params
@@ -48,7 +49,7 @@ def test_every_seed_tests_on_the_same_and_starts_from_others(structures: Structu
 
 
 def test_each_way_chooses_as_many(structures: Structures, ensemble: Ensemble) -> None:
-    pool = images_of(structures, divide(structures, 100, 0)[2][:60])
+    pool = images(structures.take(divide(structures, 100, 0)[2][:60]))
     found = choices(ensemble, pool, 10, 0)
     assert list(found) == [SELECTED, UNSURE, RANDOM]
     assert all(len(set(chosen.tolist())) == 10 and max(chosen) < 60 for chosen in found.values())
@@ -60,7 +61,7 @@ def test_a_known_error_is_measured(structures: Structures, ensemble: Ensemble) -
     """Labels that are the predictions, but for 1 eV and for 1 eV/Å of one component."""
     test = divide(structures, 100, 0)[0][:20]
     taken = structures.take(test)
-    found = Predictor(ensemble).predict(images_of(structures, test))
+    found = Predictor(ensemble).predict(images(structures.take(test)))
     forces = np.concatenate([prediction.forces for prediction in found if prediction.forces is not None])
     taken.energies[:, 1], taken.forces[:, 1] = [prediction.energy for prediction in found], forces
     taken.energies[3, 1] += 1
